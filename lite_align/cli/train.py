@@ -1,0 +1,126 @@
+"""`lite-align dpo DATA` and `lite-align run RECIPE`: build the recipe, start the stage."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lite_align.cli import options
+from lite_align.errors import RecipeError, UserError
+from lite_align.stages.command import CommandOptions
+
+
+def _help_all(asked: bool) -> None:
+    if asked:
+        from lite_align.recipe import document
+
+        typer.echo(document("dpo"), nl=False)
+        raise typer.Exit
+
+
+HelpAll = Annotated[
+    bool,
+    typer.Option(
+        "--help-all", callback=_help_all, is_eager=True, help="Print every recipe setting, as a recipe."
+    ),
+]
+
+
+def dpo(
+    data: options.Data,
+    model: options.Model = None,
+    from_run: options.From = None,
+    out: options.Out = None,
+    recipe: options.Recipe = None,
+    sets: options.Sets = None,
+    resume: options.Resume = False,
+    accept_drift: options.AcceptDrift = None,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = None,
+    format: options.Format = None,
+    map: options.Map = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+    help_all: HelpAll = False,
+) -> None:
+    """Train on pairs of a chosen and a rejected answer."""
+    flags = {"model.name": model, "train.seed": seed, "data.format": format, "data.map": mapping(map)}
+    command = _command(out, resume, accept_drift, dry_run, from_run)
+    _train("dpo", data, recipe, flags, sets or (), command, quiet=quiet, json=json)
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe that names its stage (YAML).")],
+    data: options.OptionalData = None,
+    model: options.Model = None,
+    from_run: options.From = None,
+    out: options.Out = None,
+    sets: options.Sets = None,
+    resume: options.Resume = False,
+    accept_drift: options.AcceptDrift = None,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = None,
+    format: options.Format = None,
+    map: options.Map = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Run the stage that a recipe names."""
+    from lite_align.recipe import stage_of
+
+    flags = {"model.name": model, "train.seed": seed, "data.format": format, "data.map": mapping(map)}
+    command = _command(out, resume, accept_drift, dry_run, from_run)
+    _train(stage_of(recipe), data, recipe, flags, sets or (), command, quiet=quiet, json=json)
+
+
+def mapping(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """`["chosen=good"]` as `{"chosen": "good"}`; None if nothing was given."""
+    if not texts:
+        return None
+    wrong = [f"--map {text}: FIELD=COLUMN expected" for text in texts if not all(text.partition("="))]
+    if wrong:
+        raise UserError("A column mapping is not right", details=wrong, remedy="Example: --map chosen=good")
+    return {field: column for field, _, column in (text.partition("=") for text in texts)}
+
+
+def _command(
+    out: Path | None,
+    resume: bool,
+    accept_drift: Sequence[str] | None,
+    dry_run: bool,
+    from_run: Path | None,
+) -> CommandOptions:
+    typed = shlex.join(["lite-align", *sys.argv[1:]])
+    return CommandOptions(out, resume, tuple(accept_drift or ()), dry_run, from_run, typed)
+
+
+def _train(
+    stage: str,
+    data: str | None,
+    recipe_file: Path | None,
+    flags: dict[str, object],
+    sets: Sequence[str],
+    command: CommandOptions,
+    *,
+    quiet: bool,
+    json: bool,
+) -> None:
+    from lite_align.recipe import load
+    from lite_align.view import View
+
+    resolved = load(stage, data=data, recipe_file=recipe_file, flags=flags, sets=sets)
+    if stage != "dpo":
+        raise RecipeError(
+            f"The stage {stage} is not part of this version", remedy="dpo is: lite-align dpo DATA"
+        )
+    if not resolved.recipe.data.path:
+        raise RecipeError("The recipe names no data", remedy="Set data.path, or: lite-align run RECIPE DATA")
+
+    from lite_align.stages.train_dpo import train
+
+    train(resolved, command, View(quiet, json))

@@ -1,0 +1,1 @@
+"""Rows: read, recognised, checked, rendered and packed."""

@@ -1,0 +1,22 @@
+"""Every data format: found by a vote over all rows, converted strictly, one decorated function each.
+
+A new format is one function in `pairs.py` or `singles.py` and one sample file in `data_samples/formats/`.
+"""
+
+# importing the two modules fills FORMATS
+from lite_align.data.formats import pairs, singles
+from lite_align.data.formats.detection import Detection, convert, detect, pair_up, try_convert
+from lite_align.data.formats.registry import FORMATS, Format, Problem
+
+__all__ = [
+    "FORMATS",
+    "Detection",
+    "Format",
+    "Problem",
+    "convert",
+    "detect",
+    "pair_up",
+    "pairs",
+    "singles",
+    "try_convert",
+]

@@ -1,0 +1,245 @@
+"""What preference pairs can be wrong about without being malformed: found, counted, left out, named by row."""
+
+import json
+import os
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lite_align.data.sources import RawTable
+from lite_align.data.types import Conversation, Pair, Source
+from lite_align.errors import DataError, UserError
+
+RULES = {
+    "LA101": "unreadable",
+    "LA106": "prompt or scores contradict the columns",
+    "LA206": "control tokens in text",
+    "LA208": "too long",
+    "LA209": "identical after truncation",
+    "LA301": "identical",
+    "LA302": "duplicate or contradicting",
+    "LA303": "empty",
+    "LA305": "length bias",
+    "LA306": "one source dominates",
+    "LA308": "tied",
+}
+_ENOUGH = 20  # pairs; a share of fewer says nothing
+_BALANCED = (0.4, 0.6)
+_DOMINANT = 0.8
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A pair that is left out, and why."""
+
+    source: Source
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.reason}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that holds for the file as a whole and that a reader should know."""
+
+    rule: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Lint:
+    """The pairs to train on, those left out by rule, and warnings."""
+
+    kept: list[Pair]
+    dropped: dict[str, list[Dropped]]
+    warnings: list[Finding]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of pairs left out by each rule."""
+        return {rule: len(rows) for rule, rows in self.dropped.items()}
+
+
+def lint_pairs(pairs: Sequence[Pair]) -> Lint:
+    """Leave out pairs that teach nothing or contradict each other, and warn of biases in the rest.
+
+    Left out: LA301 identical answers, LA303 empty answers, LA308 equal scores, LA302 repetitions (the first
+    stays) and contradictions (A over B and B over A: none stays). Warnings: LA106, LA305, LA306.
+    """
+    dropped: dict[str, list[Dropped]] = {}
+    meaningful: list[tuple[Pair, _Key]] = []
+    for pair in pairs:
+        key = (_turns_key(pair.prompt), _turns_key(pair.chosen), _turns_key(pair.rejected))
+        fault = _fault(pair, key)
+        if fault is None:
+            meaningful.append((pair, key))
+        else:
+            dropped.setdefault(fault[0], []).append(Dropped(pair.source, fault[1]))
+    kept = _without_repetitions(meaningful, dropped)
+    return Lint(kept, dict(sorted(dropped.items())), _warnings(kept))
+
+
+_Turns = tuple[tuple[str, str], ...]
+_Key = tuple[_Turns, _Turns, _Turns]
+
+
+def _turns_key(turns: Conversation) -> _Turns:
+    return tuple((turn.role, unicodedata.normalize("NFC", turn.content).strip()) for turn in turns)
+
+
+def _fault(pair: Pair, key: _Key) -> tuple[str, str] | None:
+    """Return rule and reason where a pair by itself teaches nothing."""
+    empty = [
+        name
+        for name, turns in (("chosen", key[1]), ("rejected", key[2]))
+        if any(role == "assistant" and not text for role, text in turns)
+    ]
+    if key[1] == key[2]:
+        return "LA301", '"chosen" and "rejected" are identical' + (" (and empty)" if empty else "")
+    if empty:
+        return "LA303", f'"{" and ".join(empty)}" is empty'
+    if pair.margin == 0:
+        return "LA308", "both answers are rated alike"
+    return None
+
+
+def _without_repetitions(pairs: Sequence[tuple[Pair, _Key]], dropped: dict[str, list[Dropped]]) -> list[Pair]:
+    first: dict[_Key, Source] = {}
+    for pair, key in pairs:
+        first.setdefault(key, pair.source)
+    kept: list[Pair] = []
+    for pair, key in pairs:
+        opposite = first.get((key[0], key[2], key[1]))
+        if opposite is not None:
+            reason = f"prefers the answer that {opposite} rejects, for the same prompt"
+        elif first[key] is not pair.source:
+            reason = f"repeats {first[key]}"
+        else:
+            kept.append(pair)
+            continue
+        dropped.setdefault("LA302", []).append(Dropped(pair.source, reason))
+    return kept
+
+
+def _warnings(pairs: Sequence[Pair]) -> list[Finding]:
+    found = [_echoes(pairs), _contradicting_scores(pairs), _length_bias(pairs), _dominance(pairs)]
+    return [finding for finding in found if finding is not None]
+
+
+def _echoes(pairs: Sequence[Pair]) -> Finding | None:
+    """Find answers that begin with their prompt: columns that were built wrong."""
+    rows = [
+        pair.source
+        for pair in pairs
+        if len(text := pair.prompt[-1].content.strip()) >= 10
+        and pair.chosen[0].content.lstrip().startswith(text)
+    ]
+    if not rows:
+        return None
+    many = "answer begins" if len(rows) == 1 else "answers begin"
+    return Finding("LA106", f"{len(rows):,} chosen {many} with the prompt itself: {_places(rows)}")
+
+
+def _contradicting_scores(pairs: Sequence[Pair]) -> Finding | None:
+    rows = [pair.source for pair in pairs if pair.margin is not None and pair.margin < 0]
+    if not rows:
+        return None
+    what = "the rejected answer has the higher score"
+    return Finding("LA106", f"in {len(rows):,} of {len(pairs):,} pairs {what}: {_places(rows)}")
+
+
+def _length_bias(pairs: Sequence[Pair]) -> Finding | None:
+    differences = [_length(pair.chosen) - _length(pair.rejected) for pair in pairs]
+    differing = [difference for difference in differences if difference]
+    if len(differing) < _ENOUGH:
+        return None
+    longer = sum(difference > 0 for difference in differing) / len(differing)
+    if _BALANCED[0] <= longer <= _BALANCED[1]:
+        return None
+    mean = sum(differences) / len(differences)
+    return Finding(
+        "LA305", f"chosen is longer in {longer:.0%} of pairs (by {mean:+.0f} characters on average)"
+    )
+
+
+def _length(turns: Conversation) -> int:
+    return sum(len(turn.content) for turn in turns if turn.role == "assistant")
+
+
+def _dominance(pairs: Sequence[Pair]) -> Finding | None:
+    counts = Counter(pair.category for pair in pairs if pair.category is not None)
+    if len(counts) < 2 or len(pairs) < _ENOUGH:
+        return None
+    name, count = counts.most_common(1)[0]
+    share = count / len(pairs)
+    if share < _DOMINANT:
+        return None
+    return Finding("LA306", f"{share:.0%} of pairs are of one of {len(counts)} categories: {name}")
+
+
+def _places(rows: Sequence[Source]) -> str:
+    more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
+    return ", ".join(map(str, rows[:5])) + more
+
+
+def too_many_dropped(
+    dropped_counts: Mapping[str, int],
+    total: int,
+    max_dropped: float,
+    *,
+    rows: Sequence[Dropped] = (),
+    file: str = "FILE",
+) -> DataError | None:
+    """Return the error for a file of which more than `max_dropped` (a share) or everything is left out.
+
+    `rows` are listed under the counts by rule; `file` is named in the remedy.
+    """
+    dropped = sum(dropped_counts.values())
+    if not dropped or (dropped < total and dropped <= max_dropped * total):
+        return None
+    counts = [f"{rule} {RULES.get(rule, '')}: {count:,}" for rule, count in dropped_counts.items()]
+    return DataError(
+        f"{dropped:,} of {total:,} rows ({dropped / total:.1%}) in {file} would be left out; "
+        f"at most {max_dropped:.1%} may be",
+        details=[*counts, *map(str, rows)],
+        remedy=f"Write a cleaned copy with: lite-align check {file} --fix clean.jsonl, or allow more with: "
+        f"--set data.max_dropped={min(1.0, dropped / total + 0.005):.2f}",
+    )
+
+
+def clean_rows(table: RawTable, dropped: Collection[Source]) -> list[Mapping[str, object]]:
+    """Return the rows of a table, as they stand in the file, without those at the given places."""
+    gone = set(dropped)
+    return [row for source, row in table.rows if source not in gone]
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], out: Path) -> None:
+    """Write one JSON object a line; the file appears whole or not at all, and never replaces another.
+
+    Raises:
+        UserError: `out` exists already or cannot be written.
+    """
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=out.parent, prefix=f".{out.name}.", encoding="utf-8", newline="\n", delete=False
+        ) as stream:
+            temporary = Path(stream.name)
+            stream.write(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, out)  # unlike a rename, fails where `out` exists
+    except FileExistsError:
+        raise UserError(f"{out} exists already", remedy="Give another name for the cleaned copy.") from None
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written: {error.strerror or error}", remedy="Check the folder and its rights."
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

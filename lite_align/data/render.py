@@ -1,0 +1,447 @@
+"""Conversations to token ids with an exact mask of what is trained, through any chat template.
+
+What is trained is what the model has to write at inference: from the end of the generation prompt to the
+turn's stop token, that is the assistant content and its end token, in every assistant turn of the answer.
+
+Which ids: those that the tokenizer gives for the whole rendered text. It is cut at two kinds of places only:
+where an answer begins (there the prompt ends at inference too, and its ids must be a prefix, LA204), and inside
+text of the data that would become a control token (LA206). The characters of each token decide the mask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lite_align.data.encode import DataSpan, Encoder, Fragment, Piece, slot_at
+from lite_align.data.template import (
+    PLAIN,
+    ChatTemplate,
+    Point,
+    Refused,
+    Shape,
+    Structure,
+    dissect,
+    fold_system,
+)
+from lite_align.data.types import Conversation, Message, Pair, Rendered
+from lite_align.errors import DataError, ModelError
+
+_CHUNK = 512  # pairs that are encoded together
+_REMEMBERED = 4096  # shapes
+_ANSWER = Message("assistant", "An answer")
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """A pair as token ids; both answers follow one prompt, which lost its oldest `turns_dropped` turns."""
+
+    chosen: Rendered
+    rejected: Rendered
+    turns_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A row that cannot be trained, and why.
+
+    `reason` is `too_long`, `identical`, `template`, `roles`, `empty` or `control_tokens`; `detail` is a
+    sentence for people.
+    """
+
+    reason: str
+    detail: str
+
+
+class _Turn(NamedTuple):
+    """A trained turn inside a structure: where it begins, the text before that, where its stop token is."""
+
+    begin: Point
+    context: str
+    stop: Point | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All that follows from the shape of a conversation alone."""
+
+    structure: Structure
+    turns: tuple[_Turn, ...]
+    controls: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A rendered conversation cut into fragments; offsets are in characters of the whole text.
+
+    Fragment 0 is the prompt, fragment i begins with trained turn i; `ends[i - 1]` is where its stop token begins
+    and whether it has one (if not, where its content ends).
+    """
+
+    fragments: tuple[Fragment, ...]
+    begins: tuple[int, ...]
+    ends: tuple[tuple[int, bool], ...]
+    slots: tuple[DataSpan, ...]
+    controls: tuple[int, ...]
+
+
+class Renderer:
+    """Renders conversations and pairs for one tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template; it is not changed.
+        template: a chat template to use in place of the tokenizer's.
+        trusted: the template is our own, so no child process tries it first (FAILURES.md S5).
+        vocabulary: rows of the model's embedding; no id that the template writes may lie beyond it (LA210).
+
+    Raises:
+        ModelError: there is no template; it drops or doubles contents (LA207), writes two BOS (LA201) or no
+            stop token (LA202); its generation prompt does not lead to its answers (LA204); it is hostile (S5).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str | None = None,
+        trusted: bool = False,
+        vocabulary: int | None = None,
+    ) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ModelError(
+                f"{type(tokenizer).__name__} does not say which characters a token covers.",
+                remedy="Use a model with a tokenizer.json; masks cannot be exact without it.",
+            )
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer, template, trusted=trusted)
+        self._encoder = Encoder(tokenizer, self._template.source, self._template.written)
+        self._plans: dict[tuple[Shape, int], _Plan] = {}
+        self._injected: set[str] = set()
+        self.template_sha256 = self._template.sha256
+        self.turn_end = self._turn_end()
+        eos = tokenizer.eos_token_id
+        self.stop_ids = frozenset({self.turn_end} | ({eos} if isinstance(eos, int) else set()))
+        self._check_a_plain_conversation(vocabulary)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the plan should know about this template, one sentence each."""
+        injected = [
+            f"the template writes {text!r} before an answer: it belongs to the prompt and is not trained"
+            for text in sorted(self._injected)
+        ]
+        return [*self._template.notes, *injected]
+
+    def describe(self) -> list[str]:
+        """The template in a few lines: its hash, the stop tokens by name, the notes."""
+        stops = " ".join(str(self._tokenizer.convert_ids_to_tokens(stop)) for stop in sorted(self.stop_ids))
+        return [f"template {self.template_sha256[:12]} · stops at {stops}", *self.notes]
+
+    def conversation(self, prompt: Conversation, answer: Conversation) -> Rendered:
+        """Token ids of prompt and answer, trained in every assistant turn of `answer`.
+
+        Raises:
+            DataError: the template cannot write this conversation exactly.
+        """
+        try:
+            return self._tokens([self._layout(prompt, answer)])[0][0]
+        except Refused as refusal:
+            raise DataError(
+                refusal.detail, remedy="Leave the row out or change it to what the template allows."
+            ) from None
+
+    def prompt_ids(self, prompt: Conversation) -> tuple[int, ...]:
+        """Token ids of a prompt with the generation prompt: always a prefix of `conversation`.
+
+        Raises:
+            DataError: the template cannot write this conversation exactly.
+        """
+        rendered = self.conversation(prompt, (_ANSWER,))
+        return rendered.ids[: rendered.trained.index(True)]
+
+    def pair(self, pair: Pair, max_length: int, *, drop_turns: bool = True) -> PairTokens | Unusable:
+        """`pairs` for one row."""
+        return self.pairs([pair], max_length, drop_turns=drop_turns)[0]
+
+    def pairs(
+        self, pairs: Sequence[Pair], max_length: int, *, drop_turns: bool = True
+    ) -> list[PairTokens | Unusable]:
+        """Token ids of all pairs, in order; what cannot be trained is returned with its reason.
+
+        Args:
+            pairs: rows; they are encoded some hundred at a time.
+            max_length: tokens of prompt and answer together. Where a pair has more, the oldest rounds of its
+                prompt (a user turn and what answers it) go, whole; the system turn, the last round and the
+                answers stay.
+            drop_turns: False leaves such a pair out instead.
+        """
+        results: list[PairTokens | Unusable] = []
+        for start in range(0, len(pairs), _CHUNK):
+            results += self._chunk(pairs[start : start + _CHUNK], max_length, drop_turns)
+        return results
+
+    def spans(self, rendered: Rendered) -> list[tuple[str, str]]:
+        """The text of the tokens with a style for each stretch: `context`, `trained` or `special`.
+
+        A character whose bytes are spread over tokens is shown whole, with the stretch in which it ends.
+        """
+        styles: list[str] = []
+        for token, trained in zip(rendered.ids, rendered.trained, strict=True):
+            plain = "special" if token in self._encoder.control else "context"
+            styles.append("trained" if trained else plain)
+        spans: list[tuple[str, str]] = []
+        shown = 0
+        for index, style in enumerate(styles):
+            last = index + 1 == len(styles)
+            if not last and styles[index + 1] == style and style != "special":
+                continue
+            text = self._tokenizer.decode(list(rendered.ids[: index + 1]), clean_up_tokenization_spaces=False)
+            assert isinstance(text, str)
+            if not last:
+                text = text.rstrip("\ufffd")
+            if text[shown:]:
+                spans.append((text[shown:], style))
+            shown = max(shown, len(text))
+        return spans
+
+    # From a conversation to a layout of characters.
+
+    def _layout(self, prompt: Conversation, answer: Conversation) -> _Layout:
+        messages, first = (*prompt, *answer), len(prompt)
+        if not answer or answer[-1].role != "assistant":
+            raise Refused("roles", "the answer does not end with an assistant turn")
+        if self._template.folds_system and messages[0].role == "system":
+            messages, first = fold_system(messages), max(first - 1, 1)
+        dissected = [dissect(message) for message in messages]
+        for message, (shape, _) in zip(messages[first:], dissected[first:]):
+            if message.role == "assistant" and None not in shape:
+                raise Refused("empty", "an answer is empty")
+        plan = self._plan(tuple((m.role, shape) for m, (shape, _) in zip(messages, dissected)), first)
+
+        pieces, slots, begins, position = [plan.structure.literals[0]], [], [0], 0
+        position = len(pieces[0])
+        for slot, literal in zip(plan.structure.slots, plan.structure.literals[1:]):
+            text = dissected[slot.message][1][slot.part]
+            slots.append(DataSpan(position, position + len(text), messages[slot.message].role))
+            begins.append(position + len(text))
+            pieces += text, literal
+            position += len(text) + len(literal)
+        text = "".join(pieces)
+        self._compare(text, messages)
+
+        def place(point: Point) -> int:
+            return begins[point.literal] + point.offset
+
+        cuts = [0, *(place(turn.begin) for turn in plan.turns), len(text)]
+        contexts = ["", *(turn.context for turn in plan.turns)]
+        ends = []
+        for turn, following in zip(plan.turns, cuts[2:]):
+            last = max(end for _, end, _ in slots if end <= following)
+            ends.append((place(turn.stop), True) if turn.stop else (last, False))
+        fragments = tuple((context, text[a:b]) for context, a, b in zip(contexts, cuts, cuts[1:]))
+        return _Layout(fragments, tuple(cuts[:-1]), tuple(ends), tuple(slots), plan.controls)
+
+    def _compare(self, text: str, messages: Conversation) -> None:
+        """The text put together must be what the template writes, which may look at contents (LA207)."""
+        rendered = self._template.render([{"role": m.role, "content": m.content} for m in messages])
+        if rendered != text:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(text, rendered)) if a != b), min(len(text), len(rendered))
+            )
+            raise Refused(
+                "template",
+                "LA207: the chat template rewrites a message because of what it says: "
+                f"{rendered[max(0, at - 20) : at + 40]!r}",
+            )
+
+    def _plan(self, shape: Shape, first: int) -> _Plan:
+        plan = self._plans.get((shape, first))
+        if plan is None:
+            if len(self._plans) >= _REMEMBERED:
+                self._plans.clear()
+            structure = self._template.structure(shape)
+            for slot in structure.dropped:
+                if slot.message >= first:
+                    raise Refused("template", "LA207: the chat template drops the reasoning of the answer")
+            turns = tuple(
+                self._turn(structure, shape, k, strict=k == first)
+                for k in range(first, len(shape))
+                if shape[k][0] == "assistant"
+            )
+            marked = "x".join(structure.literals)
+            controls = tuple(control.id for control in self._encoder.controls(marked))
+            plan = self._plans[shape, first] = _Plan(structure, turns, controls)
+        return plan
+
+    def _turn(self, structure: Structure, shape: Shape, number: int, *, strict: bool) -> _Turn:
+        """Where trained turn `number` begins and stops.
+
+        It begins after the generation prompt. Text that the template writes between that and a plain answer
+        (an empty thinking block) belongs to the prompt too, if this conversation has it.
+        """
+        earlier = shape[:number]
+        prompt = structure.after(self._template.structure(earlier, generation=True))
+        opened = self._template.structure((*earlier, ("assistant", PLAIN)))
+        opening = structure.after(Structure(opened.literals[:-1], opened.slots[:-1]))
+        begin = prompt
+        if opening is not None:
+            start = prompt.offset if prompt is not None and prompt.literal == opening.literal else 0
+            injected = structure.literals[opening.literal][start : opening.offset]
+            if prompt is not None and injected.strip():
+                self._injected.add(injected)
+                begin = opening
+            elif prompt is None and not strict:
+                begin = opening
+        if begin is None and not strict:
+            begin = Point(next(i for i, slot in enumerate(structure.slots) if slot.message == number), 0)
+            begin = Point(begin.literal, len(structure.literals[begin.literal]))
+        if begin is None:
+            raise Refused(
+                "template",
+                "LA204: the prompt with the template's generation prompt is not how prompt and answer begin",
+            )
+        before = structure.literals[begin.literal][: begin.offset]
+        controls = self._encoder.controls(before)
+        context = before[controls[-1].start :] if controls else before
+        return _Turn(begin, context, self._stop(structure, number))
+
+    def _stop(self, structure: Structure, number: int) -> Point | None:
+        """The first control token after the last slot of a turn, if it is the one that ends turns."""
+        literal = 1 + max(i for i, slot in enumerate(structure.slots) if slot.message == number)
+        controls = self._encoder.controls(structure.literals[literal])
+        if controls and controls[0].id == self.turn_end:
+            return Point(literal, controls[0].start)
+        return None
+
+    # From characters to tokens.
+
+    def _tokens(self, layouts: Sequence[_Layout]) -> list[tuple[Rendered, int]]:
+        """Ids and mask of each layout, and the number of its prompt's tokens; all layouts in one batch."""
+        encoded = self._encoder.batch(fragment for layout in layouts for fragment in layout.fragments)
+        return [self._assemble(layout, encoded) for layout in layouts]
+
+    def _assemble(self, layout: _Layout, encoded: dict[Fragment, Piece]) -> tuple[Rendered, int]:
+        ids: list[int] = []
+        trained: list[bool] = []
+        controls: list[int] = []
+        prompt = 0
+        for number, (fragment, begin) in enumerate(zip(layout.fragments, layout.begins)):
+            stretches = self._encoder.unforged(fragment, begin, layout.slots, encoded[fragment])
+            for start, piece in stretches:
+                ids += piece.ids
+                for control in piece.controls:
+                    if slot_at(layout.slots, start + control.start, start + control.end) is None:
+                        controls.append(control.id)
+            trained += self._mask(number, layout, stretches)
+            prompt = prompt or len(ids)
+        if tuple(controls) != layout.controls:
+            raise Refused(
+                "control_tokens", "LA206: the text of this row changes the control tokens around it"
+            )
+        return Rendered(tuple(ids), tuple(trained)), prompt
+
+    @staticmethod
+    def _mask(number: int, layout: _Layout, stretches: list[tuple[int, Piece]]) -> list[bool]:
+        """Trained are, in every fragment but the prompt, the tokens up to and including the stop token."""
+        mask: list[bool] = []
+        if number == 0:
+            return [False] * sum(len(piece.ids) for _, piece in stretches)
+        end, stops = layout.ends[number - 1]
+        for start, piece in stretches:
+            stop = [c for c in piece.controls if stops and start + c.start <= end < start + c.end]
+            if start + piece.encoding.offsets[-1][1] - piece.shift <= end:
+                count = len(piece.ids)
+            elif stop:
+                count = stop[0].number + 1
+            else:
+                count = piece.tokens_before(end - start)
+            mask += [True] * count + [False] * (len(piece.ids) - count)
+        return mask
+
+    def _chunk(self, pairs: Sequence[Pair], max_length: int, drop_turns: bool) -> list[PairTokens | Unusable]:
+        results: list[PairTokens | Unusable | None] = [None] * len(pairs)
+        pending = [(number, pair.prompt) for number, pair in enumerate(pairs)]
+        while pending:
+            ready: list[tuple[int, Conversation, _Layout, _Layout]] = []
+            for number, prompt in pending:
+                try:
+                    chosen = self._layout(prompt, pairs[number].chosen)
+                    ready.append((number, prompt, chosen, self._layout(prompt, pairs[number].rejected)))
+                except Refused as refusal:
+                    results[number] = Unusable(refusal.reason, refusal.detail)
+            encoded = self._encoder.batch(f for _, _, *both in ready for one in both for f in one.fragments)
+            pending = []
+            for number, prompt, chosen, rejected in ready:
+                turns = len(pairs[number].prompt) - len(prompt)
+                result = self._fit(chosen, rejected, encoded, max_length, turns)
+                shorter = _without_oldest_round(prompt) if drop_turns else None
+                if isinstance(result, Unusable) and result.reason == "too_long" and shorter is not None:
+                    pending.append((number, shorter))
+                results[number] = result
+        return [result for result in results if result is not None]
+
+    def _fit(
+        self,
+        chosen: _Layout,
+        rejected: _Layout,
+        encoded: dict[Fragment, Piece],
+        max_length: int,
+        turns_dropped: int,
+    ) -> PairTokens | Unusable:
+        try:
+            (first, first_prompt), (second, second_prompt) = (
+                self._assemble(layout, encoded) for layout in (chosen, rejected)
+            )
+        except Refused as refusal:
+            return Unusable(refusal.reason, refusal.detail)
+        if first.ids == second.ids:
+            return Unusable("identical", "chosen and rejected are the same tokens")
+        longer, prompt = max((len(first.ids), first_prompt), (len(second.ids), second_prompt))
+        if longer > max_length:
+            parts = f"{prompt:,} of the prompt and {longer - prompt:,} of the longer answer"
+            return Unusable("too_long", f"{longer:,} tokens ({parts}) do not fit in {max_length:,}")
+        return PairTokens(first, second, turns_dropped)
+
+    def _turn_end(self) -> int:
+        """The control token with which the template ends an assistant turn (LA202)."""
+        structure = self._template.structure((("user", PLAIN), ("assistant", PLAIN)))
+        controls = self._encoder.controls(structure.literals[-1])
+        if not controls:
+            raise ModelError(
+                "LA202: the chat template ends an assistant turn without a stop token.",
+                details=(f"After an answer it writes {structure.literals[-1]!r} alone.",),
+                remedy="Use a template that writes the end token after each assistant turn.",
+            )
+        return controls[0].id
+
+    def _check_a_plain_conversation(self, vocabulary: int | None) -> None:
+        question, answer = Message("user", "Which fruit is red?"), Message("assistant", "An apple, for one.")
+        remedy = "Use a model with a sound chat template, or pass a corrected template."
+        try:
+            rendered = self.conversation((question,), (answer,))
+            self.conversation((question, answer, question), (answer,))
+        except DataError as error:
+            raise ModelError(
+                f"The chat template cannot be trained on. {error.what}.", remedy=remedy
+            ) from error
+        bos = self._tokenizer.bos_token_id
+        if bos is not None and rendered.ids[:2] == (bos, bos):
+            raise ModelError("LA201: the chat template writes the BOS token twice.", remedy=remedy)
+        beyond = [token for token in rendered.ids if vocabulary is not None and token >= vocabulary]
+        if beyond:
+            names = ", ".join(map(str, self._tokenizer.convert_ids_to_tokens(beyond)))
+            raise ModelError(
+                f"LA210: the tokenizer has tokens that the model has no embedding for: {names}.",
+                remedy=remedy,
+            )
+
+
+def _without_oldest_round(prompt: Conversation) -> Conversation | None:
+    """The prompt without its oldest user turn and all that follows up to the next; None if only one is left.
+
+    A leading system turn stays. What stands before the first user turn goes with the first round.
+    """
+    start = 1 if prompt and prompt[0].role == "system" else 0
+    users = [number for number in range(start, len(prompt)) if prompt[number].role == "user"]
+    return prompt[:start] + prompt[users[1] :] if len(users) > 1 else None

@@ -1,0 +1,217 @@
+"""Curves of a run as inline SVG: drawn by matplotlib, coloured by the page, equal bytes for equal numbers."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lite_align.evaluate.folder import RunFolder
+
+MOST_POINTS = 300  # more are not seen at the width of a card, and would make the file heavy
+SMOOTH_ABOVE = 60  # rows; then a running mean is drawn over the raw values
+
+# Colours that matplotlib writes and the page replaces, so that light and dark come from one picture.
+INK, FAINT, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404"
+PAGE_COLOURS = {INK: "var(--muted)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+TRAINING, HELD_OUT = "-", (0, (4, 2))
+
+SETTINGS: dict[Any, Any] = {
+    "svg.hashsalt": "lite-align",
+    "svg.fonttype": "none",
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric in a picture.
+
+    `held_out` ones are dashed with markers, so that colour is not needed; `noisy` ones get a running mean.
+    """
+
+    metric: str
+    label: str
+    colour: str = FIRST
+    held_out: bool = False
+    noisy: bool = True
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What one picture shows and how to read it; `level` draws a horizontal line (chance, zero)."""
+
+    title: str
+    lines: tuple[Line, ...]
+    reading: str
+    level: float | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A drawn chart: SVG markup that holds no text of the user, and the same in words."""
+
+    title: str
+    reading: str
+    svg: str
+    description: str
+
+
+CHARTS: tuple[Chart, ...] = (
+    Chart(
+        "Loss",
+        (Line("loss", "training"), Line("eval/loss", "held out", SECOND, True)),
+        "Both should fall; held out rising while training falls means that the run memorises its pairs.",
+    ),
+    Chart(
+        "Accuracy",
+        (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
+        "Share of pairs whose chosen answer gained more than the rejected one; 0.5 is chance, 1.0 very early is "
+        "suspicious.",
+        level=0.5,
+    ),
+    Chart(
+        "Margin",
+        (Line("rewards/margins", "training"), Line("eval/rewards/margins", "held out", SECOND, True)),
+        "How much more the chosen answer gained than the rejected one, times beta; it starts at 0 and should "
+        "rise and level off.",
+        level=0.0,
+    ),
+    Chart(
+        "Rewards",
+        (
+            Line("rewards/chosen", "chosen"),
+            Line("rewards/rejected", "rejected", SECOND),
+            Line("eval/rewards/chosen", "chosen, held out", FIRST, True),
+            Line("eval/rewards/rejected", "rejected, held out", SECOND, True),
+        ),
+        "Gain of each answer over the reference; good runs part around 0, and a chosen line that sinks means that "
+        "good answers become less likely too.",
+        level=0.0,
+    ),
+    Chart(
+        "Log-probs of answers",
+        (
+            Line("logps/chosen", "chosen"),
+            Line("logps/rejected", "rejected", SECOND),
+            Line("eval/logps/chosen", "chosen, held out", FIRST, True),
+            Line("eval/logps/rejected", "rejected, held out", SECOND, True),
+        ),
+        "Sums over the tokens of an answer, in nats; training lines jump with the length of the answers in a batch, "
+        "so trust the held-out ones.",
+    ),
+    Chart(
+        "Answer length",
+        (Line("lengths/chosen", "chosen"), Line("lengths/rejected", "rejected", SECOND)),
+        "Tokens of the answers in each step; chosen ones longer throughout teach the model to be long.",
+    ),
+    Chart(
+        "Gradient norm",
+        (Line("grad_norm", "before clipping"),),
+        "Single peaks are clipped and harmless; a line that climbs asks for a lower learning rate.",
+        log=True,
+    ),
+    Chart(
+        "Learning rate",
+        (Line("learning_rate", "learning rate", noisy=False),),
+        "Warms up, then follows the schedule of the recipe to the end.",
+    ),
+    Chart(
+        "Speed",
+        (Line("examples_per_second", "pairs per second"),),
+        "Steady is right; a sudden fall means that something else took the machine or its memory.",
+    ),
+)
+
+
+def draw_all(folder: RunFolder) -> list[Curve]:
+    """Draw every chart for which the run has at least two points of some line."""
+    return [curve for chart in CHARTS if (curve := draw(folder, chart)) is not None]
+
+
+def draw(folder: RunFolder, chart: Chart) -> Curve | None:
+    """One chart as SVG without header, ids or fixed size; None if there is nothing to see."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    series = [(line, *folder.series(line.metric)) for line in chart.lines]
+    series = [(line, steps, values) for line, steps, values in series if len(values) > 1]
+    if not series:
+        return None
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(4.0, 2.5), layout="constrained")
+        axes = figure.subplots()
+        for line, steps, values in series:
+            _plot(axes, line, steps, values)
+        if chart.level is not None:
+            axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        if chart.log and all(min(values) > 0 for _, _, values in series):
+            axes.set_yscale("log")
+        axes.set_xlabel("step")
+        if len(series) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, handlelength=2.4, borderpad=0)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    ends = "; ".join(f"{line.label} from {v[0]:.3g} to {v[-1]:.3g}" for line, _, v in series)
+    picture = _for_page(buffer.getvalue(), prefix=chart.title.lower().replace(" ", "-"))
+    return Curve(chart.title, chart.reading, picture, f"{chart.title} by step: {ends}.")
+
+
+def _plot(axes: Any, line: Line, steps: Sequence[float], values: Sequence[float]) -> None:
+    many = len(values) > SMOOTH_ABOVE and line.noisy and not line.held_out
+    style = HELD_OUT if line.held_out else TRAINING
+    marker = {"marker": "o", "markersize": 3} if len(values) <= 12 else {}
+    if many:
+        axes.plot(*thin(steps, values), color=line.colour, linewidth=0.7, alpha=0.4)
+        values = running_mean(values, len(values) // 20)
+    steps, values = thin(steps, values)
+    axes.plot(steps, values, color=line.colour, linewidth=1.7, linestyle=style, label=line.label, **marker)
+
+
+def thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most MOST_POINTS evenly spread points; the last one always stays."""
+    stride = -(-len(values) // MOST_POINTS)
+    kept = sorted({*range(0, len(values), stride), len(values) - 1})
+    return [steps[i] for i in kept], [values[i] for i in kept]
+
+
+def running_mean(values: Sequence[float], half: int) -> list[float]:
+    """Mean over up to `half` neighbours on each side, fewer near the ends: [1, 2, 6], 1 gives [1.5, 3, 4]."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    bounds = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[high] - sums[low]) / (high - low) for low, high in bounds]
+
+
+def _for_page(svg: str, prefix: str) -> str:
+    """The <svg> element alone: page colours for ours, and only ids that are used, unique in the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
+    for ours, theirs in PAGE_COLOURS.items():
+        svg = svg.replace(ours, theirs)
+    used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)
+    svg = svg.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
+    head = r'<svg xmlns:xlink="[^"]*" width="[^"]*" height="[^"]*" (viewBox="[^"]*")[^>]*>'
+    return (
+        re.sub(head, r'<svg \1 aria-hidden="true" focusable="false">', svg)
+        .replace("xlink:href", "href")
+        .strip()
+    )

@@ -1,0 +1,77 @@
+"""Intervals and tests for held-out figures: pure functions; scipy is imported where it is used (0.6 s)."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its 95 % interval, from `count` observations."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def percent(share: float, places: int = 0) -> str:
+    """A share for reading: 0.784 is "78 %"."""
+    return f"{100 * share:.{places}f} %"
+
+
+def bracket(interval: Interval) -> str:
+    """The ends of an interval of shares: "[66 %, 87 %]"."""
+    return f"[{percent(interval.low)}, {percent(interval.high)}]"
+
+
+def wilson(hits: int, count: int) -> Interval:
+    """Share of hits with the Wilson score interval (Wilson 1927), good for small counts too.
+
+    Without observations the share is one half and the interval all of [0, 1].
+    """
+    if count == 0:
+        return Interval(0.5, 0.0, 1.0, 0)
+    from scipy.stats import binomtest
+
+    ends = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(hits / count, float(ends.low), float(ends.high), count)
+
+
+def share_above_zero(values: Sequence[float]) -> Interval:
+    """Share of values above zero; zeros decide nothing and are left out, as in the sign test."""
+    return wilson(sum(v > 0 for v in values), sum(v != 0 for v in values))
+
+
+def accuracy(margins: Sequence[float]) -> Interval:
+    """Share of pairs with a margin above zero, ties counted half; the interval is that of decided pairs."""
+    if not margins:
+        return wilson(0, 0)
+    decided = share_above_zero(margins)
+    value = (sum(m > 0 for m in margins) + 0.5 * sum(m == 0 for m in margins)) / len(margins)
+    return Interval(value, decided.low, decided.high, len(margins))
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """Mean with the t interval; of fewer than two values the interval is everything."""
+    if len(values) < 2:
+        return Interval(values[0] if values else 0.0, -math.inf, math.inf, len(values))
+    from scipy.stats import t
+
+    centre = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    return Interval(centre, centre - half, centre + half, len(values))
+
+
+def sign_test(values: Sequence[float]) -> float:
+    """Two-sided p of the sign test: could these be as often above zero as below? 1 if none decides."""
+    decided = [v for v in values if v != 0]
+    if not decided:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(sum(v > 0 for v in decided), len(decided)).pvalue)

@@ -1,0 +1,300 @@
+"""One frozen base, many roles: POLICY and REFERENCE are the same weights seen with and without an adapter.
+
+Shape letters: T tokens in a row, M trained tokens, L leaves, H hidden.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lite_align.errors import ModelError
+from lite_align.model import attention, lora
+from lite_align.model import generate as generation
+from lite_align.model.kernels import BatchLike
+from lite_align.model.load import Loaded, weights_sha256
+from lite_align.model.logps import choose_head, token_logps
+from lite_align.recipe import LoraOptions
+
+SHARING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest relative difference of hidden states that rounding explains when leaves share their root."""
+
+
+class Role(StrEnum):
+    """What the base is seen as."""
+
+    POLICY = "policy"
+    REFERENCE = "reference"
+
+
+class ForestBatch(BatchLike, Protocol):
+    """What the backbone needs of a packed batch (see `lite_align.data.forest.Batch`)."""
+
+    @property
+    def predict(self) -> Tensor:
+        """(M,) int64, the row position whose hidden state predicts a trained token."""
+        ...
+
+    @property
+    def target(self) -> Tensor:
+        """(M,) int64, the trained tokens."""
+        ...
+
+    def leaf_sum(self, token_values: Tensor) -> Tensor:
+        """Sum (M,) values over leaves: (L,)."""
+        ...
+
+    def leaf_positions(self) -> list[Tensor]:
+        """Row positions of each leaf's whole sequence, root first."""
+        ...
+
+
+class Backbone:
+    """A frozen base with a trainable POLICY adapter and a REFERENCE that never moves.
+
+    The adapter starts at B = 0, so POLICY equals REFERENCE until the first update. The model stays in train mode
+    (without dropout both modes are the same), except while it generates.
+
+    Args:
+        loaded: the base; adapters are injected into it, so it belongs to this backbone from now on.
+        options: shape of the adapter.
+        seed: of the adapter's A matrices.
+
+    Attributes:
+        loaded: the base with its tokenizer, name and identity.
+        model: the base with its adapters.
+        shares_prefixes: whether leaves share their root's computation; if not, each leaf is run alone.
+        notes: what was decided while building, one line each.
+
+    Raises:
+        ModelError: the model has no such targets, or its logits cannot be computed from hidden states.
+    """
+
+    def __init__(self, loaded: Loaded, options: LoraOptions, *, seed: int) -> None:
+        self.loaded = loaded
+        self.model = loaded.model
+        self.notes = list(loaded.notes)
+        self.dtype = loaded.dtype
+        self.device = loaded.model.device
+        self.options = options
+        self.targets = lora.find_targets(self.model, options, loaded.quirk.targets)
+        self.kernel = attention.choose(self.model.config, self.device, self.dtype)
+        self.shares_prefixes = self._probe_sharing()
+        self.config = self._attach(Role.POLICY, seed)
+        self._adapters: dict[Role, str | None] = {Role.POLICY: Role.POLICY.value, Role.REFERENCE: None}
+        self._layers = lora.layers(self.model)
+        self._switch(Role.POLICY)
+        self.head = choose_head(self.model)
+
+    def _attach(self, role: Role, seed: int) -> Any:
+        return lora.attach(
+            self.model, role.value, self.targets, self.options, base_name=self.loaded.name, seed=seed
+        )
+
+    def _probe_sharing(self) -> bool:
+        sharing = attention.can_share(self.model.config)
+        reason = sharing.reason
+        if sharing:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            try:
+                if attention.shares_exactly(
+                    self.model.base_model, self.kernel, vocabulary, SHARING_TOLERANCE[self.dtype]
+                ):
+                    return True
+                reason = "answers that share a prompt come out differently than alone"
+            except ModelError as error:
+                reason = error.what
+        self.notes.append(f"prompts are not shared between answers (slower): {reason}")
+        return False
+
+    @property
+    def pad_to(self) -> int:
+        """What the number of tokens in a batch should be a multiple of on this device."""
+        return 64 if self.device.type == "cuda" else 1
+
+    # Roles.
+
+    @property
+    def current_role(self) -> Role:
+        """The role that a forward pass would run under now."""
+        return self._role
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        """See the base as `role`; the role before comes back at the end, after an error too.
+
+        Only two flags of each adapter layer change, never `requires_grad`, so gradients of another role's
+        forward pass are not disturbed.
+        """
+        before = self._role
+        self._switch(role)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, role: Role) -> None:
+        # PEFT's set_adapter and disable_adapter also move requires_grad and take 15 to 60 ms (peft 0.21).
+        adapter = self._adapters[role]
+        for layer in self._layers:
+            layer._disable_adapters = adapter is None
+            if adapter is not None:
+                layer._active_adapter = [adapter]
+        self._role = role
+
+    def fix_reference(self, kind: Literal["base", "adapter"]) -> None:
+        """Say what REFERENCE is: the base, or a frozen twin of the POLICY adapter as it is now."""
+        if kind == "base":
+            self._adapters[Role.REFERENCE] = None
+        else:
+            if not lora.parameters(self.model, Role.REFERENCE.value):
+                self._attach(Role.REFERENCE, 0)
+            for _, parameter in lora.parameters(self.model, Role.REFERENCE.value):
+                parameter.requires_grad_(False)
+            lora.set_tensors(self.model, Role.REFERENCE.value, self.adapter_tensors(Role.POLICY))
+            self._adapters[Role.REFERENCE] = Role.REFERENCE.value
+        self._switch(self._role)
+
+    def checkpointing(self, on: bool) -> None:
+        """Recompute the activations of each block in the backward pass, under the role of the forward pass."""
+        run: Any = partial(
+            checkpoint,
+            use_reentrant=False,
+            context_fn=self._contexts,
+            preserve_rng_state=self.options.dropout > 0,
+        )
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # Not through the model's own switch: it makes the embeddings ask for a gradient nobody needs.
+                module.gradient_checkpointing = on
+                module._gradient_checkpointing_func = run
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), self.role(self._role)
+
+    # Forward passes, under the current role.
+
+    def hidden(self, batch: ForestBatch) -> Tensor:
+        """Last hidden states (T, H) of a packed batch."""
+        if not self.shares_prefixes:
+            return self._hidden_leaf_by_leaf(batch)
+        plan = attention.plan(batch, self.kernel)
+        output = self.model.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=plan.mask,
+            use_cache=False,
+            plan=plan,
+        )
+        return output.last_hidden_state[0]
+
+    def _hidden_leaf_by_leaf(self, batch: ForestBatch) -> Tensor:
+        """Run every root with one leaf at a time; exact for models whose state cannot branch."""
+        parts: list[Tensor] = []
+        for positions, segment in zip(batch.leaf_positions(), batch.segments):
+            ids = batch.input_ids[:, positions]
+            alone = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            parts.append(alone[len(positions) - (segment.stop - segment.start) :])
+        hidden = torch.cat(parts)
+        padding = batch.input_ids.shape[1] - len(hidden)
+        return nn.functional.pad(hidden, (0, 0, 0, padding)) if padding else hidden
+
+    def token_logps(self, batch: ForestBatch) -> Tensor:
+        """Log-prob of every trained token: (M,) fp32."""
+        # index_select: its backward adds in a fixed order.
+        hidden = self.hidden(batch).index_select(0, batch.predict)
+        return token_logps(hidden, self.head, batch.target, contexts=self._contexts)
+
+    def leaf_logps(self, batch: ForestBatch) -> Tensor:
+        """Log-prob of every leaf's trained tokens together: (L,) fp32."""
+        return batch.leaf_sum(self.token_logps(batch))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        stop_ids: frozenset[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[tuple[int, ...]]:
+        """Answers to prompts as token ids, the stop id included; see `model.generate`."""
+        pad = self.loaded.tokenizer.pad_token_id
+        return generation.generate(
+            self.model,
+            prompts,
+            stop_ids=stop_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            pad_id=pad if isinstance(pad, int) else 0,
+            seed=seed,
+        )
+
+    # Adapters.
+
+    def _adapter(self, role: Role) -> str:
+        adapter = self._adapters[role]
+        if adapter is None:
+            raise ValueError(f"{role} is the base itself and has no adapter")
+        return adapter
+
+    def parameters(self, role: Role) -> list[tuple[str, nn.Parameter]]:
+        """Weights of a role's adapter with their names in PEFT's file; none if the role is the base."""
+        adapter = self._adapters[role]
+        return [] if adapter is None else lora.parameters(self.model, adapter)
+
+    def adapter_tensors(self, role: Role) -> dict[str, Tensor]:
+        """Copies of a role's adapter on the CPU."""
+        return lora.tensors(self.model, self._adapter(role))
+
+    def set_adapter_tensors(self, role: Role, values: Mapping[str, Tensor]) -> None:
+        """Put an adapter's weights in place; ModelError if names or shapes are not exactly the role's own."""
+        lora.set_tensors(self.model, self._adapter(role), values)
+
+    def save_adapter(self, role: Role, folder: Path) -> None:
+        """Write a role's adapter in PEFT's format, loadable by PEFT alone."""
+        lora.save_adapter(self.model, self._adapter(role), self.config, folder)
+
+    def load_adapter(self, role: Role, folder: Path) -> None:
+        """Read an adapter into a role.
+
+        Raises:
+            ModelError: it cannot be read, or has other layers, another rank or another scale.
+        """
+        config, values = lora.read_adapter(folder)
+        scale = config["lora_alpha"] / config["r"]
+        if scale != self.config.lora_alpha / self.config.r:
+            raise ModelError(
+                f"{folder} has the scale {scale:g} (lora_alpha / r), the recipe "
+                f"{self.config.lora_alpha / self.config.r:g}.",
+                remedy=f"Set lora.rank={config['r']} and lora.alpha={config['lora_alpha']}.",
+            )
+        self.set_adapter_tensors(role, values)
+
+    # Identity.
+
+    def reference_identity(self) -> dict[str, str]:
+        """Everything that reference log-probs depend on besides token ids."""
+        adapter = self._adapters[Role.REFERENCE]
+        name = "none" if adapter is None else self._adapter_sha256(adapter)
+        shared = "shared" if self.shares_prefixes else "alone"
+        return {**self.loaded.identity, "reference": name, "kernel": f"{self.kernel.kind}, prompts {shared}"}
+
+    def _adapter_sha256(self, adapter: str) -> str:
+        digest = hashlib.sha256(f"{self.config.lora_alpha / self.config.r}\n".encode())
+        for name, value in lora.tensors(self.model, adapter).items():
+            digest.update(f"{name} {tuple(value.shape)}\n".encode())
+            digest.update(value.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def base_sha256(self) -> str:
+        """Sha256 over the base's weights in memory: equal before and after training, or the reference moved."""
+        return weights_sha256(self.model)

@@ -1,0 +1,282 @@
+"""Log-probs of chosen tokens from hidden states, without a logit of any other position.
+
+Shape letters: M tokens, H hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from lite_align.errors import ModelError
+
+LOGITS_AT_ONCE = 2**23
+"""Logits in memory at a time (32 MiB in fp32): small enough for caches, large enough for matrix products."""
+
+
+@dataclass(frozen=True)
+class FrozenHead:
+    """A linear head that is not trained: logits = softcap * tanh(scale * (W h + b) / softcap).
+
+    Attributes:
+        weight: (V, H).
+        bias: (V,) or None.
+        scale: factor of the logits.
+        softcap: bound of the logits, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class OwnHead:
+    """The model's head with everything that its own code does to the logits: slower, always right."""
+
+    model: PreTrainedModel
+
+
+Head = FrozenHead | OwnHead
+
+# How configurations name the factor of the logits: (key, whether it divides, only for this model type).
+_SCALES: tuple[tuple[str, bool, str | None], ...] = (
+    ("logit_scale", False, None),  # Cohere
+    ("output_multiplier", False, None),
+    ("lm_head_multiplier", False, None),  # Falcon-H1
+    ("logits_scaling", False, "hyperclovax"),
+    ("logits_scaling", True, None),  # Granite, MiniCPM3
+)
+
+
+def transform(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """Factor and softcap of the logits, read from a configuration."""
+    options = config.get_text_config().to_dict()
+    factor = 1.0
+    for key, divides, kind in _SCALES:
+        value = options.get(key)
+        if value is not None and kind in (None, options.get("model_type")):
+            factor = 1.0 / value if divides else float(value)
+            break
+    return factor, options.get("final_logit_softcapping") or None
+
+
+def frozen_head(model: PreTrainedModel) -> FrozenHead | None:
+    """Describe a model's head for the fast path; None if it is trained, wrapped by an adapter, or not linear."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or any(parameter.requires_grad for parameter in head.parameters()):
+        return None
+    scale, softcap = transform(model.config)
+    return FrozenHead(head.weight, head.bias, scale, softcap)
+
+
+@torch.no_grad()
+def choose_head(model: PreTrainedModel, *, seed: int = 0) -> Head:
+    """Choose the fast path where it gives the model's own logits, else the model's own head.
+
+    Two checks on 8 random tokens: the model's logits are a function of `last_hidden_state` alone; and the fast
+    path computes that function, with hidden states scaled up until a softcap would show.
+
+    Raises:
+        ModelError: the model's logits do not come from the last hidden states of its decoder.
+    """
+    config = model.config.get_text_config()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, config.vocab_size, (1, 8), generator=generator).to(device)
+    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    expected = model(input_ids=ids, use_cache=False).logits[0]
+    if not _close(own_logits(model, hidden), expected):
+        raise ModelError(
+            f"The logits of {config.model_type} models do not come from their last hidden state.",
+            remedy="Use another model; this architecture cannot be trained here.",
+        )
+    fast = frozen_head(model)
+    if fast is None:
+        return OwnHead(model)
+    largest = _logits(hidden, FrozenHead(fast.weight, fast.bias)).abs().max()
+    for factor in (1.0, float(60 / largest.clamp_min(1e-6))):
+        scaled = hidden * factor
+        if not _close(_logits(scaled, fast), own_logits(model, scaled)):
+            return OwnHead(model)
+    return fast
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    tolerance = 1e-4 if theirs.dtype == torch.float32 else 3e-2
+    theirs = theirs.float()
+    return bool((ours.float() - theirs).abs().max() <= tolerance * theirs.abs().max())
+
+
+def _logits(hidden: Tensor, head: FrozenHead) -> Tensor:
+    logits = (hidden.float() @ head.weight.float().t()) * head.scale
+    if head.bias is not None:
+        logits = logits + head.scale * head.bias.float()
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+class _Given(nn.Module):
+    """A decoder that returns the hidden states it was given."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def _decoder_returns(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    prefix = model.base_model_prefix
+    decoder = model.base_model
+    setattr(model, prefix, _Given(hidden))
+    try:
+        yield
+    finally:
+        setattr(model, prefix, decoder)
+
+
+def own_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits (M, V) that the model's own code makes of hidden states (M, H)."""
+    # The ids are not read, as the decoder is replaced; some models ask for their number.
+    ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+    with _decoder_returns(model, hidden[None]):
+        return model(input_ids=ids, use_cache=False).logits[0]
+
+
+Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+"""Makes the contexts of a forward pass and of its recomputation, as torch's `checkpoint` takes them."""
+
+
+def _no_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), nullcontext()
+
+
+def token_logps(
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    *,
+    chunk: int | None = None,
+    contexts: Contexts = _no_contexts,
+) -> Tensor:
+    """Log-prob of each target token: hidden (M, H), target (M,) int64 -> (M,) fp32.
+
+    A frozen head needs 2 matrix products with the vocabulary where gradients are asked for and 1 where not, and
+    holds `chunk` x V logits at a time; the model's own head needs 3, as it is recomputed in the backward pass.
+
+    Args:
+        hidden: last hidden states, at the position before each target.
+        head: from `choose_head`.
+        target: token ids.
+        chunk: tokens at a time; None: as many as `LOGITS_AT_ONCE` allows, at least 64.
+        contexts: re-enter the role of the forward pass where the model's own head is recomputed.
+    """
+    if isinstance(head, OwnHead):
+        return _own_token_logps(hidden, head, target, chunk or 256, contexts)
+    size = chunk or max(64, LOGITS_AT_ONCE // len(head.weight))
+    needs_gradient = torch.is_grad_enabled() and hidden.requires_grad
+    return _FrozenTokenLogps.apply(hidden, target, head, size, needs_gradient)  # pyright: ignore[reportReturnType]
+
+
+def _own_token_logps(hidden: Tensor, head: OwnHead, target: Tensor, chunk: int, contexts: Contexts) -> Tensor:
+    def logps(rows: Tensor, ids: Tensor) -> Tensor:
+        logits = own_logits(head.model, rows).float()
+        return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+
+    parts = [
+        checkpoint(logps, rows, ids, use_reentrant=False, context_fn=contexts)
+        for rows, ids in zip(hidden.split(chunk), target.split(chunk))
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)  # pyright: ignore
+
+
+class _FrozenTokenLogps(torch.autograd.Function):
+    """With W frozen, d logp / d h of a token depends on that token alone, so the forward forms it at once.
+
+    With z = scale * (W h + b), capped to y, and p = softmax(y):
+    d logp / d h = scale * ((onehot - p) * dy/dz) W; without a cap this is scale * (W[target] - p W).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, target: Tensor, head: FrozenHead, chunk: int, needs_gradient: bool
+    ) -> Tensor:
+        chunk = max(1, min(chunk, len(target)))
+        # On CPUs fp32 products are as fast as bf16 ones; on GPUs bf16 products with fp32 results are faster.
+        # Either way the logits are fp32: rounded to bf16 they cost 0.01 nats a token.
+        on_cpu = hidden.device.type == "cpu"
+        weight = head.weight.float() if on_cpu else head.weight
+        rows_of = hidden.detach().to(weight.dtype)
+        logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
+        jacobian = torch.empty_like(hidden) if needs_gradient else None
+        buffer = torch.empty(chunk, len(weight), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(target), chunk):
+            part = slice(start, start + chunk)
+            rows, ids = rows_of[part], target[part]
+            y = buffer[: len(rows)]
+            _product(rows, weight, y)
+            slope = _finish(y, head, needs_gradient)
+            logps[part], mass = _normalise(y, ids)
+            if jacobian is not None:
+                jacobian[part] = _rows(y, mass, slope, ids, weight, head.scale)
+        if jacobian is not None:
+            ctx.save_for_backward(jacobian)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (jacobian,) = ctx.saved_tensors
+        return (jacobian * gradients[0][:, None]).to(jacobian.dtype), None, None, None, None
+
+
+def _product(rows: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Write rows @ weight.T to `out`, in fp32."""
+    if weight.dtype == torch.float32:
+        torch.mm(rows, weight.t(), out=out)
+    elif rows.device.type == "cuda":
+        torch.mm(rows, weight.t(), out_dtype=torch.float32, out=out)
+    else:
+        out.copy_(rows @ weight.t())
+
+
+def _finish(y: Tensor, head: FrozenHead, needs_gradient: bool) -> Tensor | None:
+    """Turn products into logits in place; returns dy/dz where a softcap makes it differ from 1."""
+    if head.scale != 1.0:
+        y.mul_(head.scale)
+    if head.bias is not None:
+        y.add_(head.bias.float(), alpha=head.scale)
+    if head.softcap is None:
+        return None
+    y.div_(head.softcap).tanh_()
+    slope = 1 - y.square() if needs_gradient else None
+    y.mul_(head.softcap)
+    return slope
+
+
+def _normalise(y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs (m,) of `ids`; leaves exp(y - largest) in y and returns its row sums (m, 1) as well."""
+    largest = y.amax(1, keepdim=True)
+    chosen = y.gather(1, ids[:, None])
+    mass = y.sub_(largest).exp_().sum(1, keepdim=True)
+    return (chosen - largest - mass.log())[:, 0], mass
+
+
+def _rows(y: Tensor, mass: Tensor, slope: Tensor | None, ids: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """Rows (m, H) of d logp / d h from exp(y - largest) and its sums."""
+    if slope is None:
+        # Two bf16 values that nearly cancel are subtracted in fp32.
+        gradient = weight[ids].float().sub_((y.to(weight.dtype) @ weight).float().div_(mass))
+    else:
+        y.div_(mass).neg_()
+        y.scatter_add_(1, ids[:, None], y.new_ones(len(ids), 1))
+        gradient = (y.mul_(slope).to(weight.dtype) @ weight).float()
+    return gradient.mul_(scale) if scale != 1.0 else gradient

@@ -1,0 +1,66 @@
+"""Values that are allowed but seldom meant (rule LA702), and the defaults that depend on a model's size."""
+
+from lite_align.recipe.schema import DPORecipe, Recipe
+
+_SIZES = ((6e9, 5e-6, 0.1), (1e9, 1e-5, 0.1), (1e8, 2e-5, 0.3), (0, 1e-3, 1.0))
+
+
+def size_defaults(parameters: int) -> dict[str, float]:
+    """Learning rate and beta of a dpo run on a base with so many parameters, by dotted key.
+
+    Source: values that published QLoRA recipes agree on for 1 B and above; below, measured on small models,
+    where a stronger pull keeps the text whole.
+    """
+    _, learning_rate, beta = next(row for row in _SIZES if parameters >= row[0])
+    return {"train.learning_rate": learning_rate, "loss.beta": beta}
+
+
+def unusual(recipe: Recipe, parameters: int | None = None) -> list[str]:
+    """One line for each value outside the range that usually works; `parameters` is the size of the base."""
+    lines = [*_unusual_training(recipe), *_unusual_lora(recipe)]
+    if isinstance(recipe, DPORecipe):
+        lines += _unusual_dpo(recipe, parameters)
+    return [f"LA702 {line}" for line in lines]
+
+
+def _unusual_training(recipe: Recipe) -> list[str]:
+    train = recipe.train
+    lines: list[str] = []
+    if train.batch_size < 8:
+        lines.append(f"train.batch_size {train.batch_size} is small: steps will be noisy; 16 to 32 is usual")
+    if train.batch_size > 128:
+        lines.append(f"train.batch_size {train.batch_size} is large for an adapter; 16 to 32 is usual")
+    if train.epochs != "auto" and train.epochs > 3:
+        lines.append(f"train.epochs {train.epochs:g} is many: expect memorised rows; 1 to 3 is usual")
+    if train.warmup > 0.5:
+        lines.append(f"train.warmup {train.warmup:g} keeps the learning rate low for most of the run")
+    return lines
+
+
+def _unusual_lora(recipe: Recipe) -> list[str]:
+    scale = recipe.lora.alpha / recipe.lora.rank
+    if 0.25 <= scale <= 4:
+        return []
+    return [f"lora.alpha / lora.rank is {scale:g}; 1 to 2 is usual, as it multiplies the learning rate"]
+
+
+def _unusual_dpo(recipe: DPORecipe, parameters: int | None) -> list[str]:
+    lines: list[str] = []
+    rate, beta = recipe.train.learning_rate, recipe.loss.beta
+    if rate != "auto":
+        usual = 1e-5 if parameters is None else size_defaults(parameters)["train.learning_rate"]
+        size = "" if parameters is None else f" for {parameters / 1e9:.2g} B parameters"
+        if rate > 8 * usual and (parameters is not None or rate >= 1e-4):
+            hint = " (it is a value for sft)" if 1e-4 <= rate <= 5e-4 else ""
+            lines.append(
+                f"train.learning_rate {rate:g} is high for dpo{hint}; about {usual:g} is usual{size}"
+            )
+        if rate < usual / 20:
+            lines.append(
+                f"train.learning_rate {rate:g} hardly moves an adapter; about {usual:g} is usual{size}"
+            )
+    if beta != "auto" and recipe.loss.name == "sigmoid" and not 0.01 <= beta <= 2:
+        lines.append(
+            f"loss.beta {beta:g} is unusual: 0.1 to 0.5; lower lets the policy drift, higher holds it"
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""Stages: the only place where data, model and loss meet."""

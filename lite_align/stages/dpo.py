@@ -1,0 +1,240 @@
+"""DPO and its family: where pairs, the backbone and a preference loss meet.
+
+`DPO` is the stage that `train.fit` drives; it holds two pair sets (trained and held out) whose reference log-probs
+were computed beforehand.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lite_align.data import forest
+from lite_align.data.types import Pair, Tree
+from lite_align.errors import TrainingStopped
+from lite_align.losses import preference
+from lite_align.losses.pairs import PairLogps
+from lite_align.model.backbone import Backbone, Role
+from lite_align.recipe import DPORecipe
+from lite_align.stages.pairs import to_batch
+from lite_align.stages.reference import tolerance
+from lite_align.train.engine import Loss, Window
+from lite_align.train.metrics import Sums, means
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """N pairs as trees (tree n has key n, leaf 0 chosen, leaf 1 rejected) with what the loss needs of each.
+
+    Args:
+        pairs: the rows, for messages, categories and weights.
+        trees: the same rows as tokens.
+        reference: (N, 2) log-probs of chosen and rejected under the REFERENCE role; None for losses without one.
+    """
+
+    pairs: Sequence[Pair]
+    trees: Sequence[Tree]
+    reference: Tensor | None
+
+    def logps(self, batch: forest.Batch, leaf_logps: Tensor, *, with_reference: bool) -> PairLogps:
+        """Pair up leaf log-probs (2B,) of a batch, (B,) each, with those of the reference or without."""
+        policy, lengths = leaf_logps.view(-1, 2), batch.lengths.view(-1, 2)
+        rows = list(batch.keys)
+        reference = None
+        if with_reference:
+            assert self.reference is not None
+            reference = self.reference[rows].to(leaf_logps.device)
+        return PairLogps(
+            chosen=policy[:, 0],
+            rejected=policy[:, 1],
+            reference_chosen=None if reference is None else reference[:, 0],
+            reference_rejected=None if reference is None else reference[:, 1],
+            chosen_lengths=lengths[:, 0],
+            rejected_lengths=lengths[:, 1],
+        )
+
+    def weights(self, keys: Sequence[int]) -> list[float]:
+        """Weights of pairs in the loss."""
+        return [self.pairs[key].weight for key in keys]
+
+
+class DPO:
+    """The stage: windows of packed pairs, the loss of one of them, evaluation on held-out pairs.
+
+    Args:
+        backbone: base with the POLICY adapter that is trained and the REFERENCE role.
+        recipe: with no "auto" left.
+        train: pairs to learn from.
+        held_out: pairs to evaluate on.
+        process: number of this process and how many there are; each takes every n-th example of a window.
+    """
+
+    name = "dpo"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: DPORecipe,
+        train: PairSet,
+        held_out: PairSet,
+        *,
+        process: tuple[int, int] = (0, 1),
+    ) -> None:
+        assert recipe.loss.beta != "auto"
+        assert recipe.train.tokens_per_microbatch != "auto"
+        self.backbone = backbone
+        self.recipe = recipe
+        self.train = train
+        self.held_out = held_out
+        self.process = process
+        self.beta = recipe.loss.beta
+        self.budget = recipe.train.tokens_per_microbatch
+        self.objective = preference.find(recipe.loss.name)
+        self.options = loss_options(recipe)
+
+    def margin(self, logps: Sequence[float], reference: Sequence[float], tokens: Sequence[int]) -> float:
+        """Reward margin of one pair from log-probs of (chosen, rejected), as `rewards/margins` logs it."""
+        values = torch.tensor([list(logps), list(reference), list(map(float, tokens))], dtype=torch.float64)
+        against = values[1] if self.objective.needs_reference else None
+        pair = PairLogps(
+            chosen=values[0, :1],
+            rejected=values[0, 1:],
+            chosen_lengths=values[2, :1],
+            rejected_lengths=values[2, 1:],
+            reference_chosen=None if against is None else against[:1],
+            reference_rejected=None if against is None else against[1:],
+        )
+        normalized = self.recipe.loss.length_normalized
+        return float(preference.metrics(pair, self.beta, length_normalized=normalized)["rewards/margins"])
+
+    # Windows: a pure function of the step, so a resumed run sees what the uninterrupted one saw.
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the pairs; the last one may be smaller."""
+        return -(-len(self.train.trees) // self.recipe.train.batch_size)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the pairs finished after `step` updates."""
+        return step / self.steps_per_epoch
+
+    def window(self, step: int) -> Window[forest.Batch]:
+        """The pairs of optimiser step `step`, packed into micro-batches of at most the token budget."""
+        size = self.recipe.train.batch_size
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = forest.order(len(self.train.trees), self.recipe.train.seed, epoch)
+        rows = order[index * size : (index + 1) * size]
+        weight = sum(self.train.weights(rows))
+        number, processes = self.process
+        return Window(self.packed(self.train, rows[number::processes]), weight)
+
+    def packed(self, pairs: PairSet, rows: Sequence[int]) -> list[forest.Batch]:
+        """Pack some pairs of a set into batches on the model's device."""
+        trees = [pairs.trees[row] for row in rows]
+        packs = forest.pack(trees, self.budget) if trees else []
+        return [to_batch([trees[i] for i in pack], self.backbone.device) for pack in packs]
+
+    # Loss and metrics.
+
+    def score(self, pairs: PairSet, batch: forest.Batch) -> tuple[PairLogps, preference.LossParts]:
+        """Log-probs of a batch under POLICY and its loss, (B,) each."""
+        with self.backbone.role(Role.POLICY):
+            leaf_logps = self.backbone.leaf_logps(batch)
+        logps = pairs.logps(batch, leaf_logps, with_reference=self.objective.needs_reference)
+        parts = preference.total(
+            logps,
+            self.objective,
+            self.options,
+            sft_weight=self.recipe.loss.sft_weight,
+            length_normalized=self.recipe.loss.length_normalized,
+        )
+        return logps, parts
+
+    def loss(self, batch: forest.Batch) -> Loss:
+        """The loss of one micro-batch, summed over its pairs, with the sums of what is logged."""
+        logps, parts = self.score(self.train, batch)
+        weights = torch.tensor(self.train.weights(batch.keys), device=parts.total.device)
+        total = (parts.total * weights).sum()
+        return Loss(total, {name: v.sum() for name, v in self.metrics(logps, parts).items()}, len(batch.keys))
+
+    def metrics(self, logps: PairLogps, parts: preference.LossParts) -> dict[str, Tensor]:
+        """Everything logged of B pairs, (B,) each, detached."""
+        rows = {"loss": parts.total.detach()}
+        if self.recipe.loss.sft_weight:
+            rows |= {"loss/preference": parts.preference.detach(), "loss/sft": parts.sft.detach()}
+        normalized = self.recipe.loss.length_normalized
+        return rows | preference.metrics(logps, self.beta, length_normalized=normalized)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Means over the held-out pairs, each counted once."""
+        sums = Sums()
+        for batch in self.packed(self.held_out, range(len(self.held_out.trees))):
+            rows = self.metrics(*self.score(self.held_out, batch))
+            sums.add({name: values.sum() for name, values in rows.items()}, len(batch.keys))
+        return means(*sums.stacked()) if sums.weight else {}
+
+    @torch.no_grad()
+    def held_out_logps(self) -> list[tuple[float, float]]:
+        """Chosen and rejected log-prob of every held-out pair under POLICY, in the order of the set."""
+        values: dict[int, tuple[float, float]] = {}
+        for batch in self.packed(self.held_out, range(len(self.held_out.trees))):
+            with self.backbone.role(Role.POLICY):
+                leaf_logps = self.backbone.leaf_logps(batch).view(-1, 2).tolist()
+            values |= {key: (chosen, rejected) for key, (chosen, rejected) in zip(batch.keys, leaf_logps)}
+        return [values[key] for key in sorted(values)]
+
+    @torch.no_grad()
+    def prove_start(self) -> dict[str, Any]:
+        """Prove that POLICY equals REFERENCE before the first step: margins 0, loss at its known value.
+
+        Returns the largest difference found in nats, the loss and the value it must have.
+
+        Raises:
+            TrainingStopped: the policy does not start at its reference (FAILURES: LA401 to LA405).
+        """
+        if self.train.reference is None or self.objective.at_zero is None:
+            return {"reference": "none", "loss": None, "expected": None, "largest_difference": None}
+        rows = forest.order(len(self.train.trees), self.recipe.train.seed, 0)[: self.recipe.train.batch_size]
+        worst, loss, count = 0.0, 0.0, 0
+        for batch in self.packed(self.train, rows):
+            logps, parts = self.score(self.train, batch)
+            differences = torch.stack([logps.chosen_ratio().abs(), logps.rejected_ratio().abs()], 1)
+            lengths = batch.lengths.view(-1, 2).tolist()
+            for row, length in zip(differences.tolist(), lengths):
+                if not all(d <= tolerance(self.backbone.dtype, n) for d, n in zip(row, length)):
+                    raise _not_the_reference(max(row))
+                worst = max(worst, *row)
+            loss += float(parts.preference.sum())
+            count += len(batch.keys)
+        expected = self.objective.at_zero(self.options)
+        return {"loss": loss / count, "expected": expected, "largest_difference": worst}
+
+    # State.
+
+    def adapters(self) -> dict[str, dict[str, Tensor]]:
+        """The trained adapter, by tensor name."""
+        return {"policy": self.backbone.adapter_tensors(Role.POLICY)}
+
+    def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put a checkpoint's adapter back in place, exactly."""
+        self.backbone.set_adapter_tensors(Role.POLICY, tensors["policy"])
+
+
+def loss_options(recipe: DPORecipe) -> dict[str, float]:
+    """All options of the recipe's loss, checked against its signature; RecipeError lists every mistake."""
+    objective = preference.find(recipe.loss.name)
+    given: dict[str, object] = dict(recipe.loss.options)
+    if "beta" in objective.options.model_fields and recipe.loss.beta != "auto":
+        given["beta"] = recipe.loss.beta
+    given["label_smoothing"] = recipe.loss.label_smoothing
+    return preference.options_for(recipe.loss.name, given, length_normalized=recipe.loss.length_normalized)
+
+
+def _not_the_reference(difference: float) -> TrainingStopped:
+    return TrainingStopped(
+        f"The policy does not start at its reference: a log-prob differs by {difference:.3g} nats before step 1.",
+        remedy="Nothing was trained. Run lite-align doctor; if it finds nothing, please report it with the model.",
+    )

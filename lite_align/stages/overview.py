@@ -1,0 +1,70 @@
+"""What `runs`, `report`, `losses` and `doctor` show."""
+
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+from lite_align.errors import UserError
+from lite_align.view import View
+
+
+def show_losses(view: View) -> None:
+    """List every preference loss: formula, options with defaults, source."""
+    from lite_align.losses.preference import describe
+
+    for loss in describe():
+        reference = "" if loss.reference == "yes" else " · needs no reference"
+        view.section(loss.name, loss.formula, f"{loss.options} · {loss.source}{reference}")
+    view.section("", "Choose one with --set loss.name=ipo, its options with --set loss.options.margin=0.5.")
+
+
+def show_runs(folder: Path, view: View) -> None:
+    """List the runs of a folder, oldest first."""
+    from lite_align.train.record import list_runs
+
+    summaries = list_runs(folder)
+    rows = [
+        (
+            run.folder.name,
+            run.status,
+            run.model,
+            run.data,
+            run.started[:16].replace("T", " "),
+            run.verdict or "–",
+        )
+        for run in summaries
+    ]
+    if rows:
+        view.table(f"Runs in {folder}", ("run", "status", "model", "data", "started (UTC)", "verdict"), rows)
+    else:
+        view.section("runs", f"none in {folder}", note="lite-align dpo data.jsonl")
+    view.json_record({"runs": [{**asdict(run), "folder": str(run.folder)} for run in summaries]})
+
+
+def write_report(run_dir: Path, view: View) -> None:
+    """Write the report of a run folder and say where it is."""
+    if not (run_dir / "run.json").exists():
+        raise UserError(f"{run_dir} is not a run folder", remedy="lite-align runs lists them.")
+    from lite_align.evaluate import report
+
+    view.section("saved", str(report.write(run_dir)))
+
+
+def show_doctor(view: View) -> int:
+    """Show every check with what to mend; 0 if a run can start, else 2."""
+    from lite_align.train import doctor
+
+    checks = doctor.examine(Path.cwd())
+    for _, group in groupby(checks, key=lambda check: check.label if check.grade == "ok" else check):
+        members = list(group)
+        lines = [" · ".join(check.text for check in members), members[0].remedy]
+        view.section(members[0].label, *filter(None, lines), note=members[0].grade)
+    stopping = [check.label for check in checks if check.grade == "stop"]
+    mending = [check.label for check in checks if check.grade == "mend"]
+    if stopping:
+        verdict = f"No run can start: mend {', '.join(stopping)} first."
+    else:
+        verdict = "A dpo run can start." + (f" Worth mending: {', '.join(mending)}." if mending else "")
+    view.section("verdict", verdict)
+    view.json_record({"can_start": not stopping, "checks": [asdict(check) for check in checks]})
+    return 2 if stopping else 0

@@ -1,0 +1,144 @@
+"""Reference log-probs by content: computed once for a model and some token ids, then shared by every run.
+
+The key holds what the numbers depend on (base weights, quantisation, dtype, reference adapter, attention, exact
+token ids and masks) and nothing else: a sweep over beta, learning rate, rank or seed recomputes nothing.
+"""
+
+import hashlib
+import json
+import random
+import sqlite3
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from lite_align.data import forest
+from lite_align.data.types import Tree
+from lite_align.errors import TrainingStopped
+from lite_align.model.backbone import Backbone, Role
+from lite_align.model.folder import cache_root
+from lite_align.stages.pairs import to_batch
+from lite_align.view import View
+
+CHECKED_ROWS = 8
+# Two forwards of one model in other packs differ by rounding: at most about this much a token, with either sign,
+# so a sum over n tokens differs by this times the root of n.
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+def tolerance(dtype: torch.dtype, tokens: int) -> float:
+    """Largest difference in nats that rounding explains for the log-prob of an answer of `tokens` tokens."""
+    return ROUNDING[dtype] * max(1, tokens) ** 0.5
+
+
+def tree_digest(tree: Tree) -> bytes:
+    """Sha256 over the token ids and masks of a tree; its number in the data set does not matter."""
+    content = [
+        tree.root,
+        [int(t) for t in tree.root_trained],
+        [[leaf.ids, [int(t) for t in leaf.trained]] for leaf in tree.leaves],
+    ]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).digest()
+
+
+class ReferenceCache:
+    """Leaf log-probs on disk, one SQLite file for each reference identity; several runs may share it.
+
+    Args:
+        folder: where the files are.
+        identity: everything besides the token ids that the values depend on.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dict(identity), sort_keys=True)
+        self.path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
+        with closing(self._connect()) as database, database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS leaf_logps (tree BLOB PRIMARY KEY, logps BLOB NOT NULL)"
+            )
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def lookup(self, digests: Sequence[bytes]) -> dict[bytes, tuple[float, ...]]:
+        """Return the stored log-probs of the digests that are there, one float32 for each leaf."""
+        found: dict[bytes, tuple[float, ...]] = {}
+        with closing(self._connect()) as database:
+            for start in range(0, len(digests), 500):
+                part = digests[start : start + 500]
+                marks = ",".join("?" * len(part))
+                rows = database.execute(f"SELECT tree, logps FROM leaf_logps WHERE tree IN ({marks})", part)
+                found |= {tree: struct.unpack(f"<{len(logps) // 4}f", logps) for tree, logps in rows}
+        return found
+
+    def store(self, values: Mapping[bytes, Sequence[float]]) -> None:
+        """Add log-probs in one transaction; a crash leaves all of them or none."""
+        rows = [(digest, struct.pack(f"<{len(logps)}f", *logps)) for digest, logps in values.items()]
+        with closing(self._connect()) as database, database:
+            database.executemany("INSERT OR REPLACE INTO leaf_logps VALUES (?, ?)", rows)
+
+
+def compute(backbone: Backbone, trees: Sequence[Tree]) -> list[tuple[float, ...]]:
+    """Leaf log-probs of trees in one packed pass under the REFERENCE role, without gradients."""
+    batch = to_batch(trees, backbone.device)
+    with torch.no_grad(), backbone.role(Role.REFERENCE):
+        logps = backbone.leaf_logps(batch).float().tolist()
+    return [tuple(logps[a:b]) for a, b in zip(batch.first_leaf, batch.first_leaf[1:])]
+
+
+def fill(
+    backbone: Backbone,
+    trees: Sequence[Tree],
+    cache: ReferenceCache,
+    *,
+    budget: int,
+    view: View,
+) -> tuple[list[tuple[float, ...]], int]:
+    """Return the reference log-probs of all trees in order, and how many of them were in the cache.
+
+    The packs are planned over all trees and each is stored when it is done, so a killed pass goes on where it
+    stopped with the same packs, and so with the same bits.
+    """
+    digests = [tree_digest(tree) for tree in trees]
+    known = cache.lookup(digests)
+    hits = sum(digest in known for digest in digests)
+    missing = [[i for i in pack if digests[i] not in known] for pack in forest.pack(trees, budget)]
+    with view.bar("reference", len(trees), "pairs", done=hits) as bar:
+        for pack in filter(None, missing):
+            values = compute(backbone, [trees[i] for i in pack])
+            fresh = {digests[i]: value for i, value in zip(pack, values, strict=True)}
+            cache.store(fresh)
+            known |= fresh
+            bar.advance(len(pack))
+    return [known[digest] for digest in digests], hits
+
+
+def verify(
+    backbone: Backbone,
+    trees: Sequence[Tree],
+    values: Sequence[tuple[float, ...]],
+    *,
+    seed: int,
+) -> float:
+    """Recompute eight random trees and return the largest difference to the cached values, in nats.
+
+    Raises:
+        TrainingStopped: the cache does not belong to this model and data.
+    """
+    chosen = random.Random(seed).sample(range(len(trees)), min(CHECKED_ROWS, len(trees)))
+    worst = 0.0
+    for i in chosen:
+        live = compute(backbone, [trees[i]])[0]
+        difference = max(abs(a - b) for a, b in zip(live, values[i], strict=True))
+        worst = max(worst, difference)
+        if difference <= tolerance(backbone.dtype, trees[i].tokens):  # not >=: NaN must not pass
+            continue
+        raise TrainingStopped(
+            f"The cached reference log-prob of a pair is {difference:.3g} nats away from the live reference.",
+            remedy=f"Delete {cache_root() / 'reference'} and run again; if it comes back, please report it.",
+        )
+    return worst

@@ -1,0 +1,237 @@
+"""The training loop, the same for every stage: window, update, log, evaluate, checkpoint, stop on a signal."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lite_align.errors import Interrupted, TrainingStopped
+from lite_align.train import checkpoint
+from lite_align.train.engine import BatchT, Engine, Loss, Window
+from lite_align.train.run import Run, library_versions
+from lite_align.view import View
+
+METER_STEPS = 20  # the moving-parameter meter is read once after this many updates (FAILURES: LA406)
+METER_SHARE = 0.99  # bf16 adapters move less than 1 % at DPO learning rates, fp32 ones all
+
+
+class Stage(Protocol[BatchT]):
+    """What the loop asks of a stage."""
+
+    name: str
+
+    def window(self, step: int) -> Window[BatchT]:
+        """The examples of optimiser step `step`; a pure function of the step."""
+        ...
+
+    def loss(self, batch: BatchT) -> Loss:
+        """The loss of one micro-batch under the trained role."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics, without the prefix `eval/`."""
+        ...
+
+    def epoch(self, step: int) -> float:
+        """Epochs finished after `step` updates."""
+        ...
+
+    def adapters(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors to save, by file name without suffix: `policy`, and others that a resumed run needs."""
+        ...
+
+    def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put the tensors of `adapters()` back in place, exactly."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Every how many steps to log, evaluate and save; how many checkpoints to keep; what to bind them to."""
+
+    log: int
+    evaluate: int
+    save: int
+    keep: int
+    hashes: Mapping[str, str]
+
+
+class Signals:
+    """Turns the first SIGINT or SIGTERM into a request to stop; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    stage: Stage[BatchT],
+    engine: Engine[BatchT],
+    run: Run,
+    view: View,
+    cadence: Cadence,
+    *,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train from `engine.step` to the end, leaving metrics, evaluations and checkpoints in the run folder.
+
+    Raises:
+        Interrupted: a signal came; the state after the current step was saved.
+        TrainingStopped: the loss is not finite or the adapter does not move; the last checkpoint is intact.
+    """
+    total = engine.total_steps
+    clock = Clock()
+    with Signals() as signals, view.bar(stage.name, total, "steps", done=engine.step) as bar:
+        while engine.step < total:
+            # 1. One exact update over the examples of this step.
+            window = stage.window(engine.step)
+            rate = engine.rate
+            engine.update(window, stage.loss)
+            clock.add(engine.sums.weight, sum(batch.tokens for batch in window.batches))
+            step = engine.step
+            # 2. What happened, to the metrics file and the progress line.
+            if step % cadence.log == 0 or step == total:
+                row = log_row(engine, run, stage.epoch(step), rate, clock)
+                bar.advance(0, **progress_fields(row))
+            bar.advance(1)
+            if step == METER_STEPS:
+                check_meter(engine)
+            # 3. Held-out metrics before the checkpoint, so that a resumed run does not repeat them.
+            if step % cadence.evaluate == 0 or step == total:
+                held_out = {f"eval/{name}": value for name, value in stage.evaluate().items()}
+                run.log_metrics({"step": step, "epoch": stage.epoch(step), **held_out})
+                clock.restart()
+            # 4. State to disk: on the cadence, at the end, and when somebody asks the run to stop.
+            if step % cadence.save == 0 or step == total or signals.received:
+                save(stage, engine, run, cadence)
+                clock.restart()
+            after_step(step)
+            if signals.received and step < total:
+                raise Interrupted(
+                    f"Stopped after step {step} of {total}; everything up to it is saved.",
+                    signal_number=signals.received,
+                    remedy="Continue with the same command and --resume.",
+                )
+
+
+class Clock:
+    """Examples and tokens per second of training alone, without evaluation and saving."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.examples = 0.0
+        self.tokens = 0
+        self._last = time.perf_counter()
+        self._counted = 0.0
+
+    def add(self, counted: float, tokens: int) -> None:
+        """Count the step that just ended; `counted` is the running number of examples since the last log."""
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+        self.examples = counted
+        self.tokens += tokens
+
+    def restart(self) -> None:
+        """Leave out the time since the last step."""
+        self._last = time.perf_counter()
+
+    def speeds(self) -> dict[str, float]:
+        """Rates since the last call."""
+        seconds = max(self.seconds, 1e-9)
+        rates = {
+            "examples_per_second": self.examples / seconds,
+            "tokens_per_second": self.tokens / seconds,
+        }
+        self.seconds, self.examples, self.tokens = 0.0, 0.0, 0
+        return rates
+
+
+def log_row(engine: Engine[BatchT], run: Run, epoch: float, rate: float, clock: Clock) -> dict[str, float]:
+    """Write one row of metrics.jsonl and return it; a value that is not finite stops the run there."""
+    row = {
+        "step": engine.step,
+        "epoch": epoch,
+        **engine.logged(),
+        "learning_rate": rate,
+        **clock.speeds(),
+        "moved": engine.parameters.moved(),
+    }
+    run.log_metrics(row)
+    return row
+
+
+def progress_fields(row: Mapping[str, float]) -> dict[str, float | str]:
+    """The few numbers that stand beside the progress bar."""
+    shown = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin"}
+    fields: dict[str, float | str] = {short: row[name] for name, short in shown.items() if name in row}
+    fields["speed"] = f"{row['examples_per_second']:.3g} examples/s  {row['tokens_per_second']:,.0f} tokens/s"
+    return fields
+
+
+def check_meter(engine: Engine[BatchT]) -> None:
+    """Stop a run whose adapter does not move.
+
+    Raises:
+        TrainingStopped: after `METER_STEPS` updates less than 99 % of the trainable elements have changed.
+    """
+    share = engine.parameters.moved()
+    if share < METER_SHARE:
+        raise TrainingStopped(
+            f"Only {share:.1%} of the adapter's elements moved in {METER_STEPS} steps.",
+            details=engine.parameters.still(gradient=False)[:8],
+            remedy="Raise train.learning_rate; adapters must be float32.",
+        )
+
+
+def save(stage: Stage[BatchT], engine: Engine[BatchT], run: Run, cadence: Cadence) -> None:
+    """Write a checkpoint from which `restore` continues bit-identically."""
+    random_tensors, random_numbers = checkpoint.random_state()
+    checkpoint.save(
+        run.path,
+        engine.step,
+        tensors={**stage.adapters(), "optimizer": engine.state(), "random": random_tensors},
+        state={"random": random_numbers},
+        keep=cadence.keep,
+        hashes=cadence.hashes,
+        versions=library_versions(),
+    )
+
+
+def restore(stage: Stage[BatchT], engine: Engine[BatchT], run: Run) -> bool:
+    """Continue from the newest good checkpoint: adapters, moments, random states, step; later metrics rows go.
+
+    Returns False, with the metrics emptied, if the run was stopped before its first checkpoint.
+    """
+    expected = {**stage.adapters(), "optimizer": engine.state(), "random": checkpoint.random_state()[0]}
+    loaded = checkpoint.latest(run.path, run.log.warning, expected=expected)
+    if loaded is None:
+        run.truncate_metrics(0)
+        return False
+    engine.load_state(loaded.tensors["optimizer"], loaded.step)
+    stage.load_adapters({k: v for k, v in loaded.tensors.items() if k not in ("optimizer", "random")})
+    numbers = loaded.state["random"]
+    assert isinstance(numbers, dict)
+    for warning in checkpoint.restore_random_state(loaded.tensors["random"], numbers):
+        run.log.warning("%s", warning)
+    run.truncate_metrics(engine.step)
+    return True

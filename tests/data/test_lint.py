@@ -1,0 +1,139 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lite_align.data.lint import RULES, Dropped, clean_rows, lint_pairs, too_many_dropped, write_rows
+from lite_align.data.sources import RawTable, read
+from lite_align.data.types import Message, Pair, Source
+from lite_align.errors import UserError
+
+
+def pair(line: int, prompt: str = "p", chosen: str = "c", rejected: str = "r", **more) -> Pair:
+    return Pair(
+        Source("f.jsonl", line),
+        prompt=(Message("user", prompt),),
+        chosen=(Message("assistant", chosen),),
+        rejected=(Message("assistant", rejected),),
+        **more,
+    )
+
+
+def reasons(*pairs: Pair) -> dict[str, list[str]]:
+    return {rule: [str(row) for row in rows] for rule, rows in lint_pairs(pairs).dropped.items()}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("same", "same"), ("same", " same\n"), ("caf\u00e9", "cafe\u0301"), ("", " ")]
+)
+def test_identical_answers_are_left_out(chosen, rejected):
+    found = reasons(pair(1), pair(7, "q", chosen, rejected))
+    assert list(found) == ["LA301"]
+    assert found["LA301"][0].startswith('f.jsonl:7 "chosen" and "rejected" are identical')
+
+
+def test_empty_answers_are_left_out():
+    assert reasons(pair(1, chosen=" "), pair(2, rejected="")) == {
+        "LA303": ['f.jsonl:1 "chosen" is empty', 'f.jsonl:2 "rejected" is empty']
+    }
+
+
+def test_contradictions_go_both_and_repetitions_once():
+    a, b = ("p", "x", "y"), ("p", "y", "x")
+    assert reasons(pair(1, *a), pair(2, "q"), pair(3, *b), pair(4, "q"), pair(5, "q", rejected="other")) == {
+        "LA302": [
+            "f.jsonl:1 prefers the answer that f.jsonl:3 rejects, for the same prompt",
+            "f.jsonl:3 prefers the answer that f.jsonl:1 rejects, for the same prompt",
+            "f.jsonl:4 repeats f.jsonl:2",
+        ]
+    }
+
+
+def test_ties_are_left_out():
+    assert reasons(pair(1, margin=0.0), pair(2, "q", margin=0.1)) == {
+        "LA308": ["f.jsonl:1 both answers are rated alike"]
+    }
+
+
+def test_length_bias_is_measured():
+    pairs = [
+        pair(n, f"p{n}", "longer" if n <= 15 else "c", "short" if n <= 15 else "r long") for n in range(1, 21)
+    ]
+    [finding] = lint_pairs(pairs).warnings
+    assert finding.rule == "LA305"
+    assert finding.text.startswith("chosen is longer in 75% of pairs")
+    assert lint_pairs(pairs[:19]).warnings == []
+    balanced = [pair(n, f"p{n}", "c" * (1 + n % 2), "r" * (2 - n % 2)) for n in range(40)]
+    assert lint_pairs(balanced).warnings == []
+
+
+def test_one_dominating_category_is_told():
+    pairs = [pair(n, f"p{n}", category="web" if n < 18 else "books") for n in range(20)]
+    assert [(finding.rule, finding.text) for finding in lint_pairs(pairs).warnings] == [
+        ("LA306", "90% of pairs are of one of 2 categories: web")
+    ]
+
+
+def test_columns_that_seem_exchanged_are_told():
+    echo = lint_pairs([pair(3, "What is a fruit?", "What is a fruit? Apple.")]).warnings
+    assert [finding.rule for finding in echo] == ["LA106"]
+    assert "f.jsonl:3" in echo[0].text
+    scores = lint_pairs([pair(n, f"p{n}", margin=-1.0) for n in range(7)]).warnings
+    assert [finding.rule for finding in scores] == ["LA106"]
+    assert "in 7 of 7 pairs" in scores[0].text
+    assert scores[0].text.endswith("and 2 more")
+
+
+PAIRS = st.lists(
+    st.tuples(st.sampled_from("pq"), st.sampled_from(["a", "b", " a", ""]), st.sampled_from(["a", "b", ""])),
+    max_size=12,
+).map(lambda rows: [pair(line, *row) for line, row in enumerate(rows, 1)])
+
+
+@given(PAIRS)
+def test_linting_twice_is_linting_once(pairs):
+    once = lint_pairs(pairs)
+    twice = lint_pairs(once.kept)
+    assert twice.kept == once.kept
+    assert twice.dropped == {}
+    assert len(once.kept) + sum(once.counts.values()) == len(pairs)
+    assert set(once.dropped) <= set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "total", "refused"), [(0, 100, False), (5, 100, False), (6, 100, True), (3, 3, True)]
+)
+def test_the_share_that_may_be_left_out(dropped, total, refused):
+    error = too_many_dropped({"LA301": dropped}, total, 0.05)
+    assert (error is not None) == refused
+
+
+def test_the_refusal_counts_by_rule_names_rows_and_the_remedy():
+    rows = [Dropped(Source("f.jsonl", 4), "is empty")]
+    error = too_many_dropped({"LA301": 60, "LA303": 58}, 1204, 0.05, rows=rows, file="f.jsonl")
+    assert error is not None
+    assert error.what == "118 of 1,204 rows (9.8%) in f.jsonl would be left out; at most 5.0% may be"
+    assert error.details == ("LA301 identical: 60", "LA303 empty: 58", "f.jsonl:4 is empty")
+    assert "lite-align check f.jsonl --fix clean.jsonl" in error.remedy
+    assert "--set data.max_dropped=0.10" in error.remedy
+    assert too_many_dropped({"LA301": 118}, 1204, 0.10) is None
+
+
+def test_a_cleaned_copy_holds_the_rows_as_they_were(tmp_path):
+    rows = [{"prompt": "é\u2028", "n": 1.5, "extra": [None]}, {"prompt": "q"}, {"prompt": "r"}]
+    table = RawTable("f", [(Source("f", n), row) for n, row in enumerate(rows, 1)], [], "0")
+    out = tmp_path / "clean.jsonl"
+    write_rows(clean_rows(table, {Source("f", 2)}), out)
+    assert [row for _, row in read(str(out)).rows] == [rows[0], rows[2]]
+    assert list(tmp_path.iterdir()) == [out]
+    with pytest.raises(UserError, match="exists already"):
+        write_rows(rows, out)
+    assert len(out.read_text("utf-8").split("\n")) == 3
+    assert list(tmp_path.iterdir()) == [out]
+    with pytest.raises(UserError, match="cannot be written"):
+        write_rows(rows, tmp_path / "no" / "such.jsonl")
+
+
+def test_a_row_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_rows([{"a": float("nan")}], tmp_path / "clean.jsonl")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,91 @@
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lite_align.data.split import hold_out, prompt_key, shared_prompts, text_key
+from lite_align.data.types import Message, Pair, Source
+from lite_align.errors import DataError, RecipeError
+
+
+def pair(line: int, prompt: str, category: str | None = None, system: str = "") -> Pair:
+    turns = (Message("system", system), Message("user", prompt)) if system else (Message("user", prompt),)
+    answers = Message("assistant", "c"), Message("assistant", "r")
+    return Pair(Source("f", line), category, prompt=turns, chosen=answers[:1], rejected=answers[1:])
+
+
+SPELLINGS = [
+    "caf\u00e9",
+    "cafe\u0301",
+    " Caf\u00e9 ",
+    "CAF\u00c9",
+    "tea",
+    "Tea\n",
+    "te a",
+    "x",
+    "y",
+    "Z",
+    "z",
+]
+PAIRS = st.lists(
+    st.tuples(
+        st.sampled_from(SPELLINGS), st.sampled_from(["", "Be kind."]), st.sampled_from([None, "a", "b"])
+    )
+)
+
+
+@given(PAIRS, st.floats(0.01, 0.99), st.integers(0, 5))
+def test_no_prompt_straddles_and_nothing_is_lost(rows, share, seed):
+    pairs = [pair(line, prompt, category, system) for line, (prompt, system, category) in enumerate(rows)]
+    prompts = {prompt_key(item.prompt) for item in pairs}
+    if len(prompts) < 2:
+        with pytest.raises(DataError, match="two prompts"):
+            hold_out(pairs, share, seed)
+        return
+    train, held = hold_out(pairs, share, seed)
+    assert train
+    assert held
+    assert not {prompt_key(item.prompt) for item in train} & {prompt_key(item.prompt) for item in held}
+    assert sorted([*train, *held], key=lambda item: item.source.line) == pairs
+    assert train == sorted(train, key=lambda item: item.source.line)
+    wanted = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    assert len({prompt_key(item.prompt) for item in held}) == wanted
+    assert shared_prompts(train, held) == []
+
+
+def test_spellings_of_one_prompt_are_one_prompt():
+    assert len({text_key(spelling) for spelling in SPELLINGS[:4]}) == 1
+    assert prompt_key(pair(1, "Hi", system="A").prompt) == prompt_key(pair(1, "hi ", system="B").prompt)
+
+
+def test_the_choice_depends_on_seed_and_prompts_not_on_order():
+    pairs = [pair(line, f"prompt {line}") for line in range(100)]
+    shuffled = pairs[:]
+    Random(0).shuffle(shuffled)
+    chosen = {item.source.line for item in hold_out(pairs, 0.1, 1)[1]}
+    assert chosen == {item.source.line for item in hold_out(shuffled, 0.1, 1)[1]}
+    assert len(chosen) == 10
+    assert chosen != {item.source.line for item in hold_out(pairs, 0.1, 2)[1]}
+
+
+def test_categories_keep_their_proportions():
+    pairs = [pair(line, f"p{line}", "big" if line < 160 else "small") for line in range(200)]
+    counts = Counter(item.category for item in hold_out(pairs, 0.1, 3)[1])
+    assert counts == {"big": 16, "small": 4}
+
+
+def test_shares_at_the_edges():
+    pairs = [pair(1, "a"), pair(2, "b")]
+    assert hold_out(pairs, 0, 1) == (pairs, [])
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(RecipeError, match="held_out"):
+            hold_out(pairs, share, 1)
+    with pytest.raises(DataError, match="two prompts"):
+        hold_out([pair(1, "a"), pair(2, "A")], 0.5, 1)
+
+
+def test_leaks_of_a_separate_file_are_named():
+    train, held = [pair(1, "Hi there"), pair(2, "x")], [pair(8, "y"), pair(9, " hi  THERE")]
+    assert shared_prompts(train, held) == [(Source("f", 9), Source("f", 1))]

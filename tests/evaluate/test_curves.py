@@ -1,0 +1,50 @@
+"""Pictures: deterministic, without ids that clash, without text of the user, in words as well."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lite_align.evaluate.curves import CHARTS, MOST_POINTS, RunFolder, draw, draw_all, running_mean, thin
+from lite_align.evaluate.folder import read
+
+
+def test_a_run_is_drawn_twice_alike_and_each_chart_is_described(build: Callable[..., Path]) -> None:
+    folder = read(build())
+    curves = draw_all(folder)
+    assert [c.title for c in curves] == [c.title for c in CHARTS if c.title != "Answer length"]
+    assert curves == draw_all(folder)
+    assert curves[0].description == "Loss by step: training from 0.912 to 0.58; held out from 0.607 to 0.484."
+
+
+def test_ids_are_unique_on_the_page_and_colours_are_the_pages(build: Callable[..., Path]) -> None:
+    page = "".join(curve.svg for curve in draw_all(read(build())))
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) | set(re.findall(r'href="#([^"]+)"', page)) == set(ids)
+    assert "#0" not in page
+    assert "var(--first)" in page
+    assert not re.search(r"https?:|<style|<metadata|<script", page)
+
+
+def test_nothing_is_drawn_of_less_than_two_points() -> None:
+    assert draw(RunFolder(Path(), {}, [{"step": 1, "loss": 2.0}], [], []), CHARTS[0]) is None
+
+
+def test_a_zero_gradient_norm_is_drawn_on_a_linear_axis() -> None:
+    rows = [{"step": i, "grad_norm": float(i)} for i in range(3)]
+    chart = next(c for c in CHARTS if c.log)
+    assert draw(RunFolder(Path(), {}, rows, [], []), chart) is not None
+
+
+def test_long_runs_are_thinned_but_end_where_they_end() -> None:
+    steps, values = thin(range(10_001), [float(i) for i in range(10_001)])
+    assert len(steps) <= MOST_POINTS + 1
+    assert (steps[0], steps[-1], values[-1]) == (0, 10_000, 10_000.0)
+    assert thin([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
+
+
+def test_running_mean_by_hand() -> None:
+    assert running_mean([1, 2, 6], 1) == pytest.approx([1.5, 3, 4])
+    assert running_mean([5, 7], 0) == pytest.approx([5, 7])

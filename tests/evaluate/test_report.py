@@ -1,0 +1,282 @@
+"""The page: what it says, that it is safe and self-contained, and how a browser sees it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lite_align.evaluate.folder import read
+from lite_align.evaluate.report import badges, command_line, differences, render, write
+
+Builder = Callable[..., Path]
+CHROMIUM = Path("/usr/bin/chromium")
+BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-sync",
+]
+
+ATTACKS = (
+    "<script>window.hit=1</script>",
+    "<img src=x onerror=window.hit=1>",
+    "<svg/onload=window.hit=1>",
+    "</p></article><iframe srcdoc='<script>parent.hit=1</script>'></iframe>",
+    '" onmouseover="window.hit=1" autofocus onfocus="window.hit=1',
+    "<a href='javascript:window.hit=1'>x</a>",
+    "<style>@import 'https://attacker.example/x.css';</style>",
+    "<link rel=stylesheet href=https://attacker.example/x.css><img src=https://attacker.example/p.png>",
+    "<meta http-equiv=refresh content='0;url=https://attacker.example/'>",
+    "<base href=https://attacker.example/><form action=https://attacker.example><button>x</button></form>",
+    "{{ 7*7 }}{% raw %}<b>",
+    "</style><script>window.hit=1</script>",
+    "\u202egnirts desrever \u2066\u200b",
+    "\x1b[31mred\x07 \ud800 ]]><!--",
+)
+
+
+class Tags(HTMLParser):
+    """Collects tags, attributes and duplicate ids of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def parse(page: str) -> Tags:
+    found = Tags()
+    found.feed(page)
+    return found
+
+
+def attacked(build: Builder, name: str = "attacked") -> Path:
+    """A run in which every text of the user or the model is an attack."""
+    texts = list(ATTACKS)
+    all_of_them = " ".join(texts)
+    folder = build(
+        name,
+        answers=[
+            {"prompt": t, "category": texts[-i], "before": t, "after": all_of_them, "after_tokens": 3}
+            for i, t in enumerate(texts)
+        ],
+        run={
+            **{"stage": texts[0], "status": texts[1], "parents": [texts[2]], "command": texts},
+            **{"started": texts[0], "provenance": {texts[3]: texts[4]}},
+            **{
+                k: {t: t for t in texts}
+                for k in ("recipe", "model", "reference", "versions", "hashes", "plan")
+            },
+            "data": {"name": texts[0], "dropped": {t: t for t in texts}},
+        },
+    )
+    rows = [row | {"category": texts[i % len(texts)]} for i, row in enumerate(read(folder).held_out)]
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_key_figures_proofs_and_changes_are_on_the_page(build: Builder) -> None:
+    page = write(build()).read_text(encoding="utf-8").replace("\u00a0", " ")
+    text = re.sub(r"<[^>]+>", "", page)
+    for part in (
+        *("dpo-preferences-0001", "better", "78 %", "[66 %, 87 %]", "60 pairs", "0.43", "+23 %"),
+        *("starts at its reference · loss 0.6931, expected 0.6931", "reference fixed · sha 3f9caaaaaaaa"),
+        *("adapter moves · 100.0 % of its parameters", "LA301 identical", "2,620,000", "--set"),
+        *("lite-align dpo preferences.jsonl --set loss.beta=0.3", "borderline", "check for verbosity"),
+    ):
+        assert part in text, part
+    changed = re.findall(r'<tr class="changed">.*?</tr>', page)
+    assert [re.sub(r"<[^>]+>", " ", row).split()[0:2] for row in changed] == [
+        ["model.", "name"],
+        ["loss.", "beta"],
+    ]
+    assert "<ins>ten on Saturday.</ins>" in page
+    assert "100 % of rows" in text
+
+
+def test_badges_say_what_was_proved_and_what_was_not(build: Builder) -> None:
+    fine = badges(read(build()))
+    assert [badge.passed for badge in fine] == [True] * 4
+    bad = build(
+        "unproved",
+        run={
+            "status": "failed",
+            "reference": {"base_sha256": "ab", "proof": {"loss": 0.75, "expected": 0.6931}},
+        },
+        metrics=[{"step": 1, "loss": float("nan"), "moved": 0.004}],
+    )
+    assert [(badge.name, badge.passed) for badge in badges(read(bad))] == [
+        ("starts at its reference", False),
+        ("adapter moves", False),
+        ("all losses finite", False),
+    ]
+
+
+def test_equal_folders_give_equal_pages(build: Builder) -> None:
+    folder = build()
+    assert write(folder).read_bytes() == write(folder).read_bytes()
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_the_page_needs_nothing_and_names_its_parts(build: Builder) -> None:
+    page = render(read(build()))
+    found = parse(page)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(found.tags)
+    links = {
+        v for name, v in found.attributes if name in {"src", "href", "xlink:href", "action", "data", "srcset"}
+    }
+    assert all(link and link.startswith("#") for link in links)
+    assert "://" not in page
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert (
+        "content",
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+    ) in found.attributes
+    ids = [value for name, value in found.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert found.tags.count("h1") == 1
+    labels = [value for name, value in found.attributes if name == "aria-label"]
+    assert any(value and value.startswith("Loss by step: training from") for value in labels)
+
+
+def test_attacks_stay_text(build: Builder) -> None:
+    page = write(attacked(build)).read_text(encoding="utf-8")
+    sound, found = parse(render(read(build()))), parse(page)
+    assert set(found.tags) <= set(sound.tags)
+    assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
+    assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
+    assert "{{ 7*7 }}" in page
+
+
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "held_out.jsonl", "answers.jsonl", None])
+def test_a_run_without_some_file_still_has_a_page(build: Builder, lost: str | None) -> None:
+    folder = build()
+    for name in [lost] if lost else ["metrics.jsonl", "held_out.jsonl", "answers.jsonl"]:
+        (folder / name).unlink()
+    if lost is None:
+        (folder / "run.json").write_text("{}")
+    assert "</html>" in write(folder).read_text(encoding="utf-8")
+
+
+def test_many_answers_are_cut_off_with_a_word_about_it(build: Builder) -> None:
+    page = render(read(build(answers=[{"prompt": "p", "before": "a", "after": "b"}] * 130)))
+    assert "30 more are in answers.jsonl" in page
+    assert page.count("<article") == 100
+
+
+def test_differences_are_marked_by_words() -> None:
+    before, after = differences("The library opens at ten. It is nice.", "The library opens at ten sharp.")
+    assert [(s.text, s.mark) for s in before] == [("The library opens at ", ""), ("ten. It is nice.", "del")]
+    assert [(s.text, s.mark) for s in after] == [("The library opens at ", ""), ("ten sharp.", "ins")]
+    # One common word between two changes is not a match worth showing: "so" stays inside the mark.
+    before, after = differences("It is good so far", "It is bad so what")
+    assert [(s.text, s.mark) for s in after] == [("It is ", ""), ("bad so what", "ins")]
+    # Nothing in common, or too much to compare: plain text.
+    assert [s.mark for side in differences("Take a pin", "Call someone else") for s in side] == ["", ""]
+    long = "word " * 1600
+    assert [s.mark for s in differences(long, long + "x")[1]] == [""]
+
+
+def test_differences_lose_no_text() -> None:
+    texts = ("a  b\n\nc", " lead a b trail ", "x\ty", "")
+    for before in texts:
+        for after in texts:
+            left, right = differences(before, after)
+            assert ("".join(s.text for s in left), "".join(s.text for s in right)) == (before, after)
+
+
+def test_the_command_can_be_pasted() -> None:
+    assert command_line(["lite-align", "dpo", "my data.jsonl"]) == "lite-align dpo 'my data.jsonl'"
+    assert command_line(None) == ""
+
+
+# In a browser.
+
+needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+
+@contextmanager
+def opened(path: Path, **options) -> Iterator[tuple]:
+    """The page in headless Chromium, and the list of addresses that it asked for."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the dev extra")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER)
+        try:
+            page = browser.new_context(**options).new_page()
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            page.on("dialog", lambda dialog: asked.append("dialog"))
+            page.goto(path.as_uri())
+            yield page, asked
+        finally:
+            browser.close()
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_in_a_browser_attacks_do_nothing(build: Builder) -> None:
+    path = write(attacked(build))
+    with opened(path) as (page, asked):
+        page.mouse.move(200, 900)
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.hit") is None
+        assert asked == [path.as_uri()]
+        assert page.evaluate("document.querySelectorAll('script, iframe, form, base, link').length") == 0
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_in_a_browser_figures_show_filters_work_and_narrow_windows_fit(build: Builder) -> None:
+    with opened(write(build()), viewport={"width": 390, "height": 800}, color_scheme="dark") as (page, asked):
+        assert len(asked) == 1
+        for text in ("better", "78 %", "+23 %"):
+            assert page.get_by_text(text.replace(" ", "\u00a0")).first.is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert dark == "rgb(18, 20, 23)"
+        assert page.locator("article:visible").count() == 4
+        page.get_by_label("unsafe").check()
+        assert page.locator("article:visible").count() == 1
+        page.keyboard.press("ArrowLeft")
+        assert page.locator("article:visible").count() == 1
+        page.emulate_media(media="print", color_scheme="light")
+        assert page.locator("article:visible").count() == 4
+        lightest = page.evaluate(CONTRAST)
+        assert lightest >= 4.5
+
+
+CONTRAST = """() => {
+  const part = v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 };
+  const parse = c => { const [r, g, b, a = 1] = c.match(/[\\d.]+/g).map(Number); return {r, g, b, a} };
+  const light = c => 0.2126 * part(c.r) + 0.7152 * part(c.g) + 0.0722 * part(c.b);
+  const back = e => {
+    for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.a) return c }
+    return {r: 255, g: 255, b: 255};
+  };
+  let least = 21;
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility() || e.closest('.skip')) continue;
+    const svg = e.closest('svg');
+    const a = light(parse(svg ? getComputedStyle(e).fill : getComputedStyle(e).color)), b = light(back(e));
+    least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return least;
+}"""
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_all_text_has_aa_contrast(build: Builder, scheme: str) -> None:
+    with opened(write(build(chosen=-6.0)), color_scheme=scheme) as (page, _):
+        assert page.evaluate(CONTRAST) >= 4.5

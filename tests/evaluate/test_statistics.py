@@ -1,0 +1,65 @@
+"""Intervals against published and hand-made figures."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lite_align.evaluate.statistics import (
+    accuracy,
+    bracket,
+    mean,
+    percent,
+    share_above_zero,
+    sign_test,
+    wilson,
+)
+
+
+def test_wilson_by_hand() -> None:
+    # p = 0.6, n = 40, z = 1.96: centre (0.6 + 3.8416/80)/(1 + 3.8416/40) = 0.64802/1.09604 = 0.59124;
+    # half 1.96·√(0.24/40 + 3.8416/6400)/1.09604 = 1.96·0.081244/1.09604 = 0.14529
+    found = wilson(24, 40)
+    assert (found.value, found.low, found.high) == pytest.approx((0.6, 0.44595, 0.73653), abs=2e-4)
+    # All hits: low = n/(n + z²) = 10/13.8415
+    assert wilson(10, 10).low == pytest.approx(0.72246, abs=1e-4)
+    assert wilson(10, 10).high == 1.0
+    assert wilson(0, 0).low == 0.0
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_wilson_mirrors_and_holds_its_estimate(hits: int, misses: int) -> None:
+    one, other = wilson(hits, hits + misses), wilson(misses, hits + misses)
+    assert 0 <= one.low <= one.value + 1e-12
+    assert one.value <= one.high + 1e-12 <= 1 + 2e-12
+    assert one.low == pytest.approx(1 - other.high, abs=1e-9)
+
+
+def test_ties_count_half_and_decide_nothing() -> None:
+    found = accuracy([1.0, 0.0, -1.0, 2.0])
+    assert (found.value, found.count) == (0.625, 4)
+    assert found.low == wilson(2, 3).low
+    assert (accuracy([0.0] * 9).value, accuracy([0.0] * 9).low) == (0.5, 0.0)
+    assert accuracy([]).value == 0.5
+    assert (share_above_zero([0.0, 1.0, -1.0]).value, share_above_zero([0.0, 1.0, -1.0]).count) == (0.5, 2)
+
+
+def test_mean_with_the_t_interval() -> None:
+    # mean 2, sd 1, n 3: half = 4.3027·1/√3 = 2.4842 (t with 2 degrees of freedom)
+    found = mean([1.0, 2.0, 3.0])
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, -0.48414, 4.48414), abs=1e-4)
+    assert (mean([7.0]).value, mean([7.0]).high, mean([]).value) == (7.0, math.inf, 0.0)
+
+
+def test_sign_test_is_the_binomial_tail() -> None:
+    assert sign_test([1.0] * 5) == pytest.approx(2 / 32)
+    assert sign_test([1.0, -1.0, 0.0]) == pytest.approx(1.0)
+    # 1 of 6 below: 2·(1 + 6)/64
+    assert sign_test([1.0] * 5 + [-1.0]) == pytest.approx(14 / 64)
+    assert sign_test([0.0]) == 1.0
+
+
+def test_shares_for_reading() -> None:
+    assert (percent(0.784), percent(0.9984, 1)) == ("78 %", "99.8 %")
+    assert bracket(wilson(24, 40)) == "[45 %, 74 %]"

@@ -1,0 +1,76 @@
+"""Lists of losses and runs, the doctor's page."""
+
+import io
+import json
+
+import pytest
+
+from lite_align.errors import UserError
+from lite_align.stages import overview
+from lite_align.train import doctor
+from lite_align.train.doctor import Check
+from lite_align.view import View
+
+
+def shown(function, *arguments, json_only=False) -> tuple[object, str]:
+    out = io.StringIO()
+    return function(*arguments, View(json=json_only, file=out, errors=out)), out.getvalue()
+
+
+def test_every_loss_is_listed_with_formula_and_source():
+    from lite_align.losses.preference import LOSSES
+
+    text = shown(overview.show_losses)[1]
+    for name in LOSSES:
+        assert f"\n {name:<10}" in "\n" + text
+    assert "needs no reference" in text
+    assert "arXiv 2305.18290" in text
+
+
+def test_runs_are_listed_with_their_state(tmp_path):
+    folder = tmp_path / "dpo-rows-0001"
+    folder.mkdir()
+    record = {
+        "schema": 1,
+        "stage": "dpo",
+        "status": "finished",
+        "started": "2026-01-02T03:04:05",
+        "finished": "x",
+    }
+    record |= {
+        "recipe": {"data": {"path": "rows.jsonl"}},
+        "model": {"name": "tiny"},
+        "verdict": {"word": "better"},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    text = shown(overview.show_runs, tmp_path)[1]
+    (line,) = (line for line in text.splitlines() if "dpo-rows-0001" in line)
+    assert line.split("  ")[0].strip() == "dpo-rows-0001"
+    assert all(word in line for word in ("finished", "tiny", "rows.jsonl", "2026-01-02 03:04", "better"))
+    (run,) = json.loads(shown(overview.show_runs, tmp_path, json_only=True)[1])["runs"]
+    assert run["status"] == "finished"
+
+
+def test_a_report_needs_a_run(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        shown(overview.write_report, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("grade", "code", "words"),
+    [
+        ("ok", 0, "A dpo run can start."),
+        ("mend", 0, "A dpo run can start. Worth mending: disk."),
+        ("stop", 2, "No run can start: mend disk first."),
+    ],
+)
+def test_the_doctor_ends_with_a_verdict_and_an_exit_code(monkeypatch, grade, code, words):
+    checks = [Check("library", "a 1"), Check("library", "b 2"), Check("disk", "full", grade, "Make room.")]
+    monkeypatch.setattr(doctor, "examine", lambda folder: checks)
+    result, text = shown(overview.show_doctor)
+    assert result == code
+    assert "library   a 1 · b 2" in text
+    assert "Make room." in text
+    assert words in text
+    record = json.loads(shown(overview.show_doctor, json_only=True)[1])
+    assert record["can_start"] == (code == 0)
