@@ -82,8 +82,9 @@ def duration(seconds: float) -> str:
 class Bar:
     """One progress bar: `advance` moves it and replaces the figures beside it."""
 
-    def __init__(self, view: "View", label: str, total: int, unit: str, done: int) -> None:
+    def __init__(self, view: "View", label: str, total: int, unit: str, done: int, speed: bool) -> None:
         self._view, self._label, self._total, self._unit = view, label, total, unit
+        self._shows_speed = speed
         self._begun_at = done
         self._done = done
         self._started = self._shown = time.monotonic()
@@ -92,11 +93,11 @@ class Bar:
         self._task = TaskID(0)
 
     def advance(self, n: int = 1, **fields: float | str) -> None:
-        """Count `n` more units; `fields` are figures to show, such as `loss=0.551`."""
+        """Count `n` more units; `fields` are figures to show: `loss=0.551`, or a text that stands for itself."""
         self._done += n
         if fields:
             self._fields = "  ".join(
-                f"{name.replace('_', ' ')} {value if isinstance(value, str) else number(value)}"
+                value if isinstance(value, str) else f"{name.replace('_', ' ')} {number(value)}"
                 for name, value in fields.items()
             )
         if self._progress is not None:
@@ -110,7 +111,10 @@ class Bar:
         speed = (self._done - self._begun_at) / elapsed if elapsed > 0 else 0.0
         parts = [f"{self._done:,}/{self._total:,}", self._fields]
         if speed > 0:
-            parts.append(f"{speed:,.0f} {self._unit}/s" if speed >= 100 else f"{speed:.2g} {self._unit}/s")
+            if self._shows_speed:
+                parts.append(
+                    f"{speed:,.0f} {self._unit}/s" if speed >= 100 else f"{speed:.2g} {self._unit}/s"
+                )
             rest = self._total - self._done
             parts.append(f"{duration(rest / speed)} left" if rest > 0 else f"in {duration(elapsed)}")
         return "  ".join(filter(None, parts))
@@ -208,9 +212,14 @@ class View:
         console = self._errors if self.quiet or self.json else self.console
         self._labelled(console, "warning", [Text(clean(line))], "", style="bold yellow")
 
-    def bar(self, label: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
-        """Progress over `total` units, `done` of them already: `with view.bar(...) as bar: bar.advance()`."""
-        return Bar(self, label, total, unit, done).running()
+    def bar(
+        self, label: str, total: int, unit: str, done: int = 0, *, speed: bool = True
+    ) -> AbstractContextManager[Bar]:
+        """Progress over `total` units, `done` of them already: `with view.bar(...) as bar: bar.advance()`.
+
+        `speed` shows units a second; a caller that has better figures shows its own.
+        """
+        return Bar(self, label, total, unit, done, speed).running()
 
     def token_row(self, title: str, spans: Sequence[tuple[str, str]]) -> None:
         """Print tokens coloured by mask (styles: `Style`); without colour, marks stand for the styles."""

@@ -202,9 +202,19 @@ def test_a_resumed_bar_does_not_count_old_units_as_speed(monkeypatch):
     times = iter((0.0, 10.0))
     monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
     view, _, _ = piped()
-    bar = module.Bar(view, "dpo", 100, "steps", 50)
+    bar = module.Bar(view, "dpo", 100, "steps", 50, True)
     bar._done += 20
     assert bar.figures() == "70/100  2 steps/s  0:15 left"
+
+
+def test_a_bar_without_speed_shows_the_figures_it_is_given(monkeypatch):
+    times = iter((0.0, 10.0))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    view, _, _ = piped()
+    bar = module.Bar(view, "dpo", 100, "steps", 50, False)
+    bar._done += 20
+    bar._fields = "loss 0.551  41 examples/s"
+    assert bar.figures() == "70/100  loss 0.551  41 examples/s  0:15 left"
 
 
 def test_a_live_bar_keeps_the_plan_above(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from lite_align.model import load, lora
-from lite_align.model.logps import LOGITS_AT_ONCE
+from lite_align.model.logps import tokens_at_once
 
 BITS = {"none": None, "int8": 8.02, "nf4": 4.127}
 """Bits a weight with its scales (double quantisation: 4 + 8/64 + 32/(64 * 256))."""
@@ -107,12 +107,12 @@ def sizes(config: PreTrainedConfig) -> Sizes:
 def saved_per_token(size: Sizes, *, checkpointing: bool, element: int = 2) -> float:
     """Bytes that a token of a micro-batch keeps until the backward pass, all layers together.
 
-    Without recomputation a layer saves, in hidden states: its input and the middle one, each with an fp32 copy in
-    the norm; queries, keys and values before and after rotation, the attention output; gate, up, their product
-    and the activation. With it, each layer keeps its input and one layer at a time the rest.
+    Without recomputation a layer saves gate, its activation, up and their product; what both norms read, in fp32,
+    and what they give; queries, keys, values and the attention's output. With it, every layer keeps its input, and
+    one layer at a time the rest.
     """
-    wide = 3.0 * size.query + 4.0 * size.key_value + 4.0 * size.feed_forward
-    layer = element * (4.0 * size.hidden + wide) + 4 * 4.0 * size.hidden
+    layer = element * (4.0 * size.feed_forward + 2 * size.hidden + 2 * size.query + 2 * size.key_value)
+    layer += 4 * 2.0 * size.hidden
     if not checkpointing:
         return size.layers * layer
     return size.layers * element * size.hidden + layer
@@ -142,7 +142,7 @@ def predict_memory(
     element = dtype.itemsize
     bits = BITS[quantization] or 8 * element
     largest = size.hidden * size.feed_forward * element if quantization != "none" else 0
-    rows = max(64, LOGITS_AT_ONCE // size.vocabulary)
+    rows = tokens_at_once(size.vocabulary, device)
     per_token = saved_per_token(size, checkpointing=checkpointing, element=element)
     return Memory(
         weights=int(size.block_weights * bits / 8),

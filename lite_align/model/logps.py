@@ -16,8 +16,16 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from lite_align.errors import ModelError
 
-LOGITS_AT_ONCE = 2**23
-"""Logits in memory at a time (32 MiB in fp32): small enough for caches, large enough for matrix products."""
+LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
+"""Logits in memory at a time, 16 and 128 MiB: they fit the caches of a CPU, and fill a GPU."""
+
+LEAST_TOKENS_AT_ONCE = 64
+"""Fewer tokens than this make slow matrix products."""
+
+
+def tokens_at_once(vocabulary: int, device: str) -> int:
+    """Tokens whose logits are in memory at a time, for a vocabulary and a kind of device."""
+    return max(LEAST_TOKENS_AT_ONCE, LOGITS_AT_ONCE.get(device, 2**25) // vocabulary)
 
 
 @dataclass(frozen=True)
@@ -177,12 +185,12 @@ def token_logps(
         hidden: last hidden states, at the position before each target.
         head: from `choose_head`.
         target: token ids.
-        chunk: tokens at a time; None: as many as `LOGITS_AT_ONCE` allows, at least 64.
+        chunk: tokens at a time; None: see `tokens_at_once`.
         contexts: re-enter the role of the forward pass where the model's own head is recomputed.
     """
     if isinstance(head, OwnHead):
         return _own_token_logps(hidden, head, target, chunk or 256, contexts)
-    size = chunk or max(64, LOGITS_AT_ONCE // len(head.weight))
+    size = chunk or tokens_at_once(len(head.weight), hidden.device.type)
     needs_gradient = torch.is_grad_enabled() and hidden.requires_grad
     return _FrozenTokenLogps.apply(hidden, target, head, size, needs_gradient)  # pyright: ignore[reportReturnType]
 

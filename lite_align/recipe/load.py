@@ -152,7 +152,7 @@ def stage_of(recipe_file: Path) -> str:
     """
     document = _read_file(recipe_file)
     _raise_problems(recipe_file, document)
-    stage = cast(dict[str, object], document.value).get("stage") if isinstance(document.value, dict) else None
+    stage = (_mapping(document.value) or {}).get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         what = f"{recipe_file} names no stage" if stage is None else f"{recipe_file}: {stage} is not a stage"
         raise RecipeError(what, remedy=f"Its first line should be one of: stage: {', '.join(STAGES)}.")
@@ -212,18 +212,19 @@ def _take_file(values: _Values, path: Path) -> None:
     document = _read_file(path)
     for problem in document.problems:
         values.problems.append((f"{path}:{problem.line}" if problem.line else str(path), problem.text))
-    if not isinstance(document.value, dict):
+    given = _mapping(document.value)
+    if given is None:
         if document.value is not None:
             values.problems.append((str(path), "is not a recipe: `key: value` lines expected"))
         return
-    content = cast(dict[str, object], document.value)
+    content = dict(given)
     stage = content.pop("stage", values.stage)
     if stage != values.stage:
         place = f"{path}:{document.lines['stage']}"
         values.problems.append((place, f"is a recipe for {stage}, not for {values.stage}"))
         return
     for name, value in content.items():
-        nested = cast(dict[str, object], value) if isinstance(value, dict) else None
+        nested = _mapping(value)
         if name in blocks(values.stage) and value is None:
             continue
         inside = (
@@ -299,3 +300,7 @@ def _line_number(problem: tuple[str, str]) -> tuple[bool, int]:
     place = problem[0]
     line = place.rpartition(":")[2]
     return not place, int(line) if line.isdecimal() else 0
+
+
+def _mapping(value: object) -> dict[str, object] | None:
+    return cast(dict[str, object], value) if isinstance(value, dict) else None

@@ -72,7 +72,7 @@ class DataOptions(Block):
     )
     max_length: Annotated[int, Field(ge=16)] | Auto = Field(
         default="auto",
-        description="Longest prompt with answer, in tokens; auto: 2,048, or what the model has positions for.",
+        description="Longest prompt with answer; auto: the model's positions, at most 2,048.",
         json_schema_extra=REFUSE,
     )
     max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -80,8 +80,10 @@ class DataOptions(Block):
         description="Share of rows that may be left out; above it the run stops.",
         json_schema_extra=FREE,
     )
-    held_out: Share = Field(
-        default=0.05, description="Share of prompts kept for evaluation.", json_schema_extra=REFUSE
+    held_out: Share | Auto = Field(
+        default="auto",
+        description="Share of prompts kept for evaluation; auto: 0.1, at most 512 rows.",
+        json_schema_extra=REFUSE,
     )
     held_out_path: str | None = Field(
         default=None, description="A file of held-out rows, in place of a share.", json_schema_extra=REFUSE

@@ -7,6 +7,7 @@ number, and duplicate keys, aliases, tags and several documents are problems wit
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import yaml
 
@@ -78,7 +79,8 @@ def read(data: bytes) -> Document:
         document.problems.append(Problem(line, "is not UTF-8 text"))
         return document
     try:
-        _build(yaml.parse(text, Loader=yaml.SafeLoader), document)
+        events = cast(Iterator[yaml.Event], yaml.parse(text, Loader=yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType]
+        _build(events, document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = error.problem or error.context or "is not YAML"

@@ -38,6 +38,15 @@ class PairSet:
     trees: Sequence[Tree]
     reference: Tensor | None
 
+    @classmethod
+    def of(
+        cls, pairs: Sequence[Pair], trees: Sequence[Tree], logps: Sequence[tuple[float, ...]] | None
+    ) -> "PairSet":
+        """Number the trees from 0 and put their reference log-probs into one tensor."""
+        numbered = [Tree(key, t.root, t.root_trained, t.leaves) for key, t in enumerate(trees)]
+        reference = None if logps is None else torch.tensor(logps, dtype=torch.float32).view(-1, 2)
+        return cls(list(pairs), numbered, reference)
+
     def logps(self, batch: forest.Batch, leaf_logps: Tensor, *, with_reference: bool) -> PairLogps:
         """Pair up leaf log-probs (2B,) of a batch, (B,) each, with those of the reference or without."""
         policy, lengths = leaf_logps.view(-1, 2), batch.lengths.view(-1, 2)

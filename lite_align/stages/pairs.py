@@ -102,6 +102,7 @@ def hold_out(
     rendered: RenderedPairs, options: DataOptions, seed: int
 ) -> tuple[list[tuple[Pair, Tree]], list[tuple[Pair, Tree]]]:
     """Split by prompt into what is trained on and what is held out, each pair with its tree."""
+    assert options.held_out != "auto"
     trees = {pair.source: tree for pair, tree in zip(rendered.pairs, rendered.trees, strict=True)}
     train, held_out = split.hold_out(rendered.pairs, options.held_out, seed)
     return [(pair, trees[pair.source]) for pair in train], [(pair, trees[pair.source]) for pair in held_out]

@@ -9,15 +9,15 @@ import json
 import random
 import sqlite3
 import struct
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
 from lite_align.data import forest
 from lite_align.data.types import Tree
-from lite_align.errors import TrainingStopped
+from lite_align.errors import DiskFull, TrainingStopped, UserError
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import cache_root
 from lite_align.stages.pairs import to_batch
@@ -44,30 +44,53 @@ def tree_digest(tree: Tree) -> bytes:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).digest()
 
 
+def forest_digest(trees: Sequence[Tree]) -> str:
+    """Sha256 over all rows as tokens, in order: another tokenizer, split or held-out file is another run."""
+    return hashlib.sha256(b"".join(map(tree_digest, trees))).hexdigest()
+
+
 class ReferenceCache:
     """Leaf log-probs on disk, one SQLite file for each reference identity; several runs may share it.
 
     Args:
         folder: where the files are.
         identity: everything besides the token ids that the values depend on.
+
+    Raises (every method):
+        UserError: the file is damaged, is not ours, or cannot be written.
+        DiskFull: no space is left for it.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(identity), sort_keys=True)
         self.path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
-        with closing(self._connect()) as database, database:
+        with self._open() as database, database:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS leaf_logps (tree BLOB PRIMARY KEY, logps BLOB NOT NULL)"
             )
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60)
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """The database for the length of a block; what goes wrong with the file becomes an error for people."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=60)) as database:
+                yield database
+        except (OSError, sqlite3.Error, struct.error) as error:
+            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise DiskFull(
+                    f"The reference log-probs do not fit on the disk of {self.path}.",
+                    remedy="Make room, or set LITE_ALIGN_CACHE to a folder on another disk.",
+                ) from error
+            raise UserError(
+                f"The reference cache {self.path} cannot be used: {error}.",
+                remedy="Delete that file (it is computed again), or set LITE_ALIGN_CACHE to another folder.",
+            ) from error
 
     def lookup(self, digests: Sequence[bytes]) -> dict[bytes, tuple[float, ...]]:
         """Return the stored log-probs of the digests that are there, one float32 for each leaf."""
         found: dict[bytes, tuple[float, ...]] = {}
-        with closing(self._connect()) as database:
+        with self._open() as database:
             for start in range(0, len(digests), 500):
                 part = digests[start : start + 500]
                 marks = ",".join("?" * len(part))
@@ -78,7 +101,7 @@ class ReferenceCache:
     def store(self, values: Mapping[bytes, Sequence[float]]) -> None:
         """Add log-probs in one transaction; a crash leaves all of them or none."""
         rows = [(digest, struct.pack(f"<{len(logps)}f", *logps)) for digest, logps in values.items()]
-        with closing(self._connect()) as database, database:
+        with self._open() as database, database:
             database.executemany("INSERT OR REPLACE INTO leaf_logps VALUES (?, ?)", rows)
 
 
@@ -100,17 +123,20 @@ def fill(
 ) -> tuple[list[tuple[float, ...]], int]:
     """Return the reference log-probs of all trees in order, and how many of them were in the cache.
 
-    The packs are planned over all trees and each is stored when it is done, so a killed pass goes on where it
-    stopped with the same packs, and so with the same bits.
+    The packs are planned over all different trees and each is stored when it is done, so a killed pass goes on
+    where it stopped with the same packs, and so with the same bits.
     """
     digests = [tree_digest(tree) for tree in trees]
     known = cache.lookup(digests)
     hits = sum(digest in known for digest in digests)
-    missing = [[i for i in pack if digests[i] not in known] for pack in forest.pack(trees, budget)]
-    with view.bar("reference", len(trees), "pairs", done=hits) as bar:
-        for pack in filter(None, missing):
-            values = compute(backbone, [trees[i] for i in pack])
-            fresh = {digests[i]: value for i, value in zip(pack, values, strict=True)}
+    different = dict(zip(digests, trees, strict=True))
+    planned = [[list(different)[i] for i in pack] for pack in forest.pack(list(different.values()), budget)]
+    with view.bar("reference", len(different), "pairs", done=len(different.keys() & known)) as bar:
+        for pack in ([digest for digest in pack if digest not in known] for pack in planned):
+            if not pack:
+                continue
+            values = compute(backbone, [different[digest] for digest in pack])
+            fresh = dict(zip(pack, values, strict=True))
             cache.store(fresh)
             known |= fresh
             bar.advance(len(pack))

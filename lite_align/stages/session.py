@@ -1,5 +1,6 @@
 """What every training command does around its stage: device, automatic settings, run folder, plan, answers."""
 
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lite_align.view import View
 RUNS = Path("runs")
 PROBES = 8  # held-out prompts that are answered before and after
 PROBE_TOKENS = 128
+HELD_OUT, MOST_HELD_OUT = 0.1, 512  # share and number of held-out pairs where the recipe does not say
 LONGEST = 2048  # tokens of prompt and answer where the recipe does not say
 FEW_EXAMPLES = 2000  # below this a second epoch is worth its time (RLHF.md 4)
 SAVES, EVALUATIONS = 10, 5  # in a whole run, where the recipe says "auto"
@@ -33,6 +35,20 @@ AnyResolved = TypeVar("AnyResolved", bound=Resolved[Any])
 def device() -> torch.device:
     """The device that runs train on: the first CUDA device, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_one_process() -> None:
+    """Refuse a start in several processes: they would write one run folder, each on a part of the examples.
+
+    Raises:
+        UserError: WORLD_SIZE, which torchrun and accelerate set, is not 1 (FAILURES: LA412).
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(
+            f"LA412: this run was started in {processes} processes; lite-align trains in one.",
+            remedy="Start it without torchrun or accelerate launch; to choose the GPU, set CUDA_VISIBLE_DEVICES.",
+        )
 
 
 # Resuming.
@@ -120,6 +136,12 @@ def settle_model(resolved: Resolved[Any], on: torch.device) -> Resolved[Any]:
     return resolve_auto(resolved, "model.gradient_checkpointing", "on" if gpu else "off", f"on {kind}")
 
 
+def settle_held_out(resolved: Resolved[Any], examples: int) -> Resolved[Any]:
+    """Fill the share of prompts that is held out."""
+    share = round(min(HELD_OUT, MOST_HELD_OUT / max(1, examples)), 4)
+    return resolve_auto(resolved, "data.held_out", share, f"a tenth, at most about {MOST_HELD_OUT} pairs")
+
+
 def settle_training(resolved: Resolved[Any], *, parameters: int, examples: int, tokens: int) -> Resolved[Any]:
     """Fill the "auto" settings that follow from the size of the model and of the data."""
     for key, value in size_defaults(parameters).items():
@@ -172,13 +194,14 @@ def show_settings(resolved: Resolved[Any], view: View) -> None:
             continue
         lines.setdefault(block, []).append(f"{name} {plain(values[dotted])}")
     view.section("settings", *(f"{block}: {' · '.join(entries)}" for block, entries in lines.items()))
-    changed = [
-        f"{dotted} {plain(values[dotted])} ({origin})"
-        for dotted, origin in resolved.provenance.items()
-        if origin != "default" and dotted != "data.path"
-    ]
-    if changed:
-        view.section("changed", *changed)
+    by_origin: dict[str, list[str]] = {}
+    for dotted, origin in resolved.provenance.items():
+        if origin != "default" and dotted != "data.path":
+            by_origin.setdefault(origin, []).append(f"{dotted} {plain(values[dotted])}")
+    if by_origin:
+        view.section(
+            "changed", *(f"{' · '.join(entries)}  ({origin})" for origin, entries in by_origin.items())
+        )
 
 
 def plain(value: object) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from lite_align.data.render import Renderer
@@ -27,7 +26,7 @@ from lite_align.train.fit import Cadence, fit, restore
 from lite_align.train.run import Run
 from lite_align.view import View
 
-SHOWN_PAIRS, SHOWN_CHARACTERS = 2, 300
+SHOWN_PAIRS, SHOWN_CHARACTERS, SHOWN_ANSWERS = 2, 300, 3
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,12 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
     Raises:
         LiteAlignError: with the exit code that belongs to what went wrong; see `errors`.
     """
+    session.require_one_process()
     folder = session.interrupted_run(command, "dpo", resolved.recipe.data.path)
     stored = session.stored_record(folder)
-    if stored is not None and stored["status"] == "finished":
+    if folder is not None and stored is not None and stored["status"] == "finished":
+        if not (folder / "report.html").exists():  # killed before its last file
+            report.write(folder)
         view.section("saved", f"{folder} is finished; nothing is left to resume.")
         return folder
     loss_options(resolved.recipe)  # a wrong loss option is told before the data are read
@@ -104,8 +106,11 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     for finding in read.warnings:
         if finding.rule not in recipe.data.accept:
             view.warn(f"{finding.rule} {finding.text}")
-    train, held_out = rows.hold_out(rendered, recipe.data, recipe.train.seed)
-    if recipe.data.held_out_path is not None:
+    resolved = session.settle_held_out(resolved, len(rendered.pairs))
+    recipe = resolved.recipe
+    if recipe.data.held_out_path is None:
+        train, held_out = rows.hold_out(rendered, recipe.data, recipe.train.seed)
+    else:
         train, held_out = list(zip(rendered.pairs, rendered.trees)), separate(recipe, renderer)
         rows.require_no_leak([p for p, _ in train], [p for p, _ in held_out], recipe.data.held_out_path)
     resolved = own_beta(resolved)
@@ -115,6 +120,7 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     hashes = {
         "data": read.table.sha256,
         "template": renderer.template_sha256,
+        "tokens": reference.forest_digest([tree for _, tree in train + held_out]),
     }
     total = session.total_steps(resolved.recipe, len(train))
     for warning in unusual(resolved.recipe, parameters):
@@ -207,16 +213,13 @@ def build(prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
         },
     )
     identity = backbone.reference_identity()
-    needs = preference.find(recipe.loss.name).needs_reference
-    train = pair_set(backbone, prepared.train if needs else [], recipe, identity, view)
-    held_out = pair_set(backbone, prepared.held_out, recipe, identity, view)
-    if not needs:
-        train = PairSet(*columns(prepared.train), reference=None)
+    train, held_out = pair_sets(backbone, prepared, identity, view)
     known = run.record.get("reference")
     base = backbone.base_sha256()
     if isinstance(known, dict) and known["base_sha256"] != base:
         raise TrainingStopped("The base weights are not those that this run was started with.")
-    run.update("reference", {"role": "base, adapters off", **identity, "base_sha256": base})
+    proven = known if isinstance(known, dict) else {}  # a resumed run has the proof of its first start
+    run.update("reference", {**proven, "role": "base, adapters off", **identity, "base_sha256": base})
     run.update("hashes", prepared.hashes)
     process = (accelerator.process_index, accelerator.num_processes)
     stage = DPO(backbone, recipe, train, held_out, process=process)
@@ -224,34 +227,38 @@ def build(prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
     return stage, Engine(accelerator, named, recipe.train, prepared.total_steps)
 
 
+def pair_sets(
+    backbone: Backbone, prepared: Prepared, identity: dict[str, str], view: View
+) -> tuple[PairSet, PairSet]:
+    """Both pair sets with their reference log-probs, from the cache or computed now, eight of them checked.
+
+    Held-out pairs are measured against the reference by every loss, trained ones by those that need one.
+    """
+    recipe = prepared.resolved.recipe
+    needs = preference.find(recipe.loss.name).needs_reference
+    pairs, trees = columns(prepared.train)
+    held_pairs, held_trees = columns(prepared.held_out)
+    measured = [*trees, *held_trees] if needs else held_trees
+    values: list[tuple[float, ...]] = []
+    if measured:
+        cache = reference.ReferenceCache(cache_root() / "reference", identity)
+        budget = recipe.train.tokens_per_microbatch
+        assert budget != "auto"
+        values, hits = reference.fill(backbone, measured, cache, budget=budget, view=view)
+        worst = reference.verify(backbone, measured, values, seed=recipe.train.seed)
+        view.section(
+            "reference",
+            f"the base, adapters off · {hits:,} of {len(measured):,} pairs from the cache · "
+            f"{min(reference.CHECKED_ROWS, len(measured))} checked, at most {worst:.1e} nats apart",
+        )
+    train_values = values[: len(trees)] if needs else None
+    held_out_values = values[len(trees) :] if needs else values
+    return PairSet.of(pairs, trees, train_values), PairSet.of(held_pairs, held_trees, held_out_values)
+
+
 def columns(examples: Sequence[tuple[Pair, Tree]]) -> tuple[list[Pair], list[Tree]]:
-    """Pairs and their trees, numbered from 0."""
-    trees = [Tree(key, tree.root, tree.root_trained, tree.leaves) for key, (_, tree) in enumerate(examples)]
-    return [pair for pair, _ in examples], trees
-
-
-def pair_set(
-    backbone: Backbone,
-    examples: Sequence[tuple[Pair, Tree]],
-    recipe: DPORecipe,
-    identity: dict[str, str],
-    view: View,
-) -> PairSet:
-    """A pair set with its reference log-probs, from the cache or computed now, eight of them checked."""
-    pairs, trees = columns(examples)
-    if not trees:
-        return PairSet(pairs, trees, torch.zeros(0, 2))
-    cache = reference.ReferenceCache(cache_root() / "reference", identity)
-    budget = recipe.train.tokens_per_microbatch
-    assert budget != "auto"
-    values, hits = reference.fill(backbone, trees, cache, budget=budget, view=view)
-    worst = reference.verify(backbone, trees, values, seed=recipe.train.seed)
-    view.section(
-        "reference",
-        f"the base, adapters off · {hits:,} of {len(trees):,} pairs from the cache · "
-        f"{min(reference.CHECKED_ROWS, len(trees))} checked, at most {worst:.1e} nats apart",
-    )
-    return PairSet(pairs, trees, torch.tensor(values, dtype=torch.float32))
+    """Pairs and trees apart."""
+    return [pair for pair, _ in examples], [tree for _, tree in examples]
 
 
 def prove(stage: DPO, run: Run, view: View) -> None:
@@ -315,7 +322,8 @@ def finish(stage: DPO, prepared: Prepared, run: Run, view: View) -> None:
     run.update("verdict", {"word": found.word, "sentences": found.sentences, "warnings": found.warnings})
     run.finish()
     page = report.write(run.path)
-    view.answers([(t["prompt"], t["before"], t["after"]) for t in told[:3]])
+    changed = sorted(told, key=lambda row: row["before"] == row["after"])
+    view.answers([(row["prompt"], row["before"], row["after"]) for row in changed[:SHOWN_ANSWERS]])
     if found.held_out is not None:
         figures = found.held_out
         view.section(

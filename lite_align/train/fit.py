@@ -1,5 +1,6 @@
 """The training loop, the same for every stage: window, update, log, evaluate, checkpoint, stop on a signal."""
 
+import math
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from lite_align.errors import Interrupted, TrainingStopped
@@ -99,8 +101,10 @@ def fit(
         TrainingStopped: the loss is not finite or the adapter does not move; the last checkpoint is intact.
     """
     total = engine.total_steps
+    if engine.step == 0:  # so that a run that starts over before its first checkpoint draws the same numbers
+        set_seed(engine.options.seed)
     clock = Clock()
-    with Signals() as signals, view.bar(stage.name, total, "steps", done=engine.step) as bar:
+    with Signals() as signals, view.bar(stage.name, total, "steps", done=engine.step, speed=False) as bar:
         while engine.step < total:
             # 1. One exact update over the examples of this step.
             window = stage.window(engine.step)
@@ -121,14 +125,15 @@ def fit(
                 run.log_metrics({"step": step, "epoch": stage.epoch(step), **held_out})
                 clock.restart()
             # 4. State to disk: on the cadence, at the end, and when somebody asks the run to stop.
-            if step % cadence.save == 0 or step == total or signals.received:
+            stop = signals.received  # read once: a signal that comes later waits for the next step's save
+            if step % cadence.save == 0 or step == total or stop:
                 save(stage, engine, run, cadence)
                 clock.restart()
             after_step(step)
-            if signals.received and step < total:
+            if stop and step < total:
                 raise Interrupted(
                     f"Stopped after step {step} of {total}; everything up to it is saved.",
-                    signal_number=signals.received,
+                    signal_number=stop,
                     remedy="Continue with the same command and --resume.",
                 )
 
@@ -204,13 +209,24 @@ def check_meter(engine: Engine[BatchT]) -> None:
 
 
 def save(stage: Stage[BatchT], engine: Engine[BatchT], run: Run, cadence: Cadence) -> None:
-    """Write a checkpoint from which `restore` continues bit-identically."""
+    """Write a checkpoint from which `restore` continues bit-identically.
+
+    Raises:
+        TrainingStopped: a metric of a step that is not logged yet is not finite; nothing was written.
+    """
+    metrics = engine.sums.state()
+    if broken := [name for name, value in metrics["sums"].items() if not math.isfinite(value)]:
+        raise TrainingStopped(
+            f"A metric is not finite up to step {engine.step}.",
+            details=broken,
+            remedy="Lower train.learning_rate, or look at these rows; the last checkpoint is intact.",
+        )
     random_tensors, random_numbers = checkpoint.random_state()
     checkpoint.save(
         run.path,
         engine.step,
         tensors={**stage.adapters(), "optimizer": engine.state(), "random": random_tensors},
-        state={"random": random_numbers},
+        state={"random": random_numbers, "metrics": metrics},
         keep=cadence.keep,
         hashes=cadence.hashes,
         versions=library_versions(),
@@ -229,6 +245,7 @@ def restore(stage: Stage[BatchT], engine: Engine[BatchT], run: Run) -> bool:
         return False
     engine.load_state(loaded.tensors["optimizer"], loaded.step)
     stage.load_adapters({k: v for k, v in loaded.tensors.items() if k not in ("optimizer", "random")})
+    engine.sums.load_state(loaded.state["metrics"])
     numbers = loaded.state["random"]
     assert isinstance(numbers, dict)
     for warning in checkpoint.restore_random_state(loaded.tensors["random"], numbers):

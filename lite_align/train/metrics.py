@@ -1,6 +1,7 @@
 """Sums of per-example metrics that stay on the device until a row is logged."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,16 @@ class Sums:
         weight = torch.tensor(self._weight, dtype=torch.float64)
         device = self._sums[names[0]].device if names else weight.device
         return names, torch.stack([*(self._sums[n] for n in names), weight.to(device)])
+
+    def state(self) -> dict[str, Any]:
+        """Return what was added since the last row, for a checkpoint between two rows."""
+        names, stacked = self.stacked()
+        return {"sums": dict(zip(names, stacked.tolist())), "weight": self._weight}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()`, exactly."""
+        self._sums = {name: torch.tensor(v, dtype=torch.float64) for name, v in state["sums"].items()}
+        self._weight = state["weight"]
 
     def reset(self) -> None:
         """Forget everything added so far."""

@@ -113,6 +113,8 @@ class Run:
         try:
             with files.explained(path):
                 _require_empty(path)  # again, now that no one else can write into it
+                for leftover in sorted(path.glob(f".{RECORD}.tmp-*")):
+                    files.unlink(leftover)
                 files.sync_folder(path.parent)
         except BaseException:
             lock.release()
@@ -376,8 +378,10 @@ def _given_folder(out: Path) -> Path:
 
 
 def _require_empty(folder: Path) -> None:
-    """Raise UserError unless the folder is empty but for the lock of a start that got no further."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    """Raise UserError unless the folder is empty but for what a start leaves that was killed before its record."""
+    names = sorted(
+        path.name for path in folder.iterdir() if path.name != LOCK and not path.match(f".{RECORD}.tmp-*")
+    )
     if names:
         raise UserError(
             f"The output folder {folder} is already in use.",

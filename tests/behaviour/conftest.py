@@ -1,0 +1,134 @@
+"""A small real DPO run through the whole pipeline, and everything of it that must be equal bit by bit."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+SPEEDS = ("examples_per_second", "tokens_per_second")
+PAIRS, HELD_OUT, BATCH = 13, 3, 4  # 10 trained pairs: three steps an epoch, the last of them smaller
+
+
+def write_pairs(path: Path, count: int = PAIRS) -> Path:
+    """Preference rows with long and short answers, one prompt each."""
+    words = "the quick brown fox asks a question and the lazy dog answers".split()
+    rows = [
+        {
+            "prompt": f"Question {n}: what does the {words[n % 12]} say to the {words[(n + 5) % 12]}?",
+            "chosen": " ".join(words[n % 5 : n % 5 + 3 + n % 4]),
+            "rejected": " ".join(reversed(words[: 2 + n % 6])),
+            "category": ("facts", "manners")[n % 2],
+        }
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(**changes: object) -> dict[str, object]:
+    """Recipe settings of the small run by dotted key (`train__seed` stands for `train.seed`)."""
+    base: dict[str, object] = {
+        "model.quantization": "none",
+        "model.dtype": "float32",
+        "data.held_out": HELD_OUT / PAIRS,
+        "lora.rank": 4,
+        "train.learning_rate": 1e-2,
+        "train.epochs": 2.0,
+        "train.batch_size": BATCH,
+        "train.tokens_per_microbatch": 160,
+        "train.save_steps": 2,
+        "train.eval_steps": 3,
+        "train.log_steps": 2,
+    }
+    return base | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command line of `lite-align dpo`, as the stage gets it."""
+
+    data: Path
+    model: Path
+    out: Path
+    recipe: dict[str, object]
+
+    def changed(self, **changes: object) -> "Job":
+        """The same job with other settings."""
+        return replace(self, recipe=self.recipe | {k.replace("__", "."): v for k, v in changes.items()})
+
+    def train(self, *, resume: bool = False, accept: tuple[str, ...] = ()) -> Path:
+        """Run the stage in this process and return the run folder."""
+        from lite_align.recipe import load
+        from lite_align.stages.command import CommandOptions
+        from lite_align.stages.train_dpo import train
+        from lite_align.view import View
+
+        flags = {"model.name": str(self.model), **self.recipe}
+        resolved = load("dpo", data=str(self.data), flags=flags)
+        folder = train(resolved, CommandOptions(self.out, resume, accept), View(quiet=True))
+        assert folder is not None
+        return folder
+
+    def arguments(self, *more: str) -> list[str]:
+        """The same as a command line."""
+        sets = [f"--set={key}={value}" for key, value in self.recipe.items()]
+        return ["dpo", str(self.data), "--model", str(self.model), "--out", str(self.out), *sets, *more]
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Rows of metrics.jsonl without speeds."""
+        rows = map(json.loads, (self.out / "metrics.jsonl").read_text().splitlines())
+        return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The saved adapter, and the moments and random states of the newest checkpoint."""
+        newest = max((self.out / "checkpoints").glob("step-*"))
+        return {
+            **load_file(self.out / "adapters" / "policy" / "adapter_model.safetensors"),
+            **{f"{newest.name} {k}": v for k, v in load_file(newest / "optimizer.safetensors").items()},
+            **{f"{newest.name} random {k}": v for k, v in load_file(newest / "random.safetensors").items()},
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What run.json holds."""
+        return json.loads((self.out / "run.json").read_text())
+
+    def assert_equals(self, other: "Job") -> None:
+        """Both runs are finished and left the same, bit by bit, but for speeds and times."""
+        ours, theirs = self.tensors(), other.tensors()
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not bool((ours[name] == theirs[name]).all())] == []
+        assert self.metrics() == other.metrics()
+        for name in ("held_out.jsonl", "answers.jsonl"):
+            assert (self.out / name).read_bytes() == (other.out / name).read_bytes(), name
+        for section in ("data", "plan", "hashes", "reference", "verdict"):
+            assert self.record()[section] == other.record()[section], section
+        assert self.record()["status"] == other.record()["status"] == "finished"
+        assert (self.out / "report.html").is_file()
+
+
+@pytest.fixture
+def few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two short answers in place of eight long ones: what is said matters, not how much."""
+    from lite_align.stages import session
+
+    monkeypatch.setattr(session, "PROBES", 2)
+    monkeypatch.setattr(session, "PROBE_TOKENS", 8)
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_llama: Path, few_answers: None) -> Callable[..., Job]:
+    """Make a job that writes into a folder of this test."""
+    import torch
+
+    torch.set_num_threads(1)
+    data = write_pairs(tmp_path / "pairs.jsonl")
+
+    def make(name: str = "run", **changes: object) -> Job:
+        return Job(data, tiny_llama, tmp_path / name, settings(**changes))
+
+    return make

@@ -1,0 +1,384 @@
+"""fit: a toy stage (one small layer with dropout, no transformer) under the real engine, run folder and loop."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lite_align.errors import Interrupted, TrainingStopped
+from lite_align.recipe import TrainOptions
+from lite_align.train import checkpoint
+from lite_align.train.engine import Engine, Loss, Window
+from lite_align.train.fit import METER_STEPS, Cadence, fit, restore
+from lite_align.train.record import read_metrics, read_record
+from lite_align.train.run import Run
+from lite_align.view import View
+
+SPEEDS = {"examples_per_second", "tokens_per_second"}
+ROWS, BATCH = 10, 4  # three steps an epoch, the last of two rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch: numbers of rows."""
+
+    keys: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return 5 * len(self.keys)
+
+
+@dataclass
+class Toy:
+    """Dropout, then one linear layer; squared error. `broken` maps a step (from 0) to what its loss is times."""
+
+    scale: float = 1.0
+    dropout: float = 0.5
+    broken: Mapping[int, float] = field(default_factory=dict)
+    broken_metric: int | None = None
+    name: str = "toy"
+    events: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(ROWS, 6, generator=generator)
+        self.targets = self.inputs.sum(1)
+        self.a = nn.Parameter(torch.randn(4, 6, generator=generator) * self.scale)
+        self.b = nn.Parameter(torch.ones(4) * self.scale)
+        self.noise = nn.Dropout(self.dropout)
+
+    def window(self, step: int) -> Window[Rows]:
+        self.step = step
+        epoch, index = divmod(step, -(-ROWS // BATCH))
+        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch)).tolist()
+        keys = order[index * BATCH : (index + 1) * BATCH]
+        return Window([Rows(tuple(keys[i : i + 2])) for i in range(0, len(keys), 2)], float(len(keys)))
+
+    def loss(self, batch: Rows) -> Loss:
+        rows = list(batch.keys)
+        error = ((self.noise(self.inputs[rows]) @ self.a.T @ self.b) - self.targets[rows]) ** 2
+        total = error.sum() * self.broken.get(self.step, 1.0)
+        logged = total.detach() * (float("nan") if self.step == self.broken_metric else 1.0)
+        return Loss(total, {"loss": logged, "rewards/margins": error.detach().max()}, len(rows))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        self.events.append(f"evaluate {self.step + 1}")
+        return {"loss": float(((self.inputs @ self.a.T @ self.b - self.targets) ** 2).mean())}
+
+    def epoch(self, step: int) -> float:
+        return step / -(-ROWS // BATCH)
+
+    def adapters(self) -> dict[str, dict[str, Tensor]]:
+        return {"policy": {"a": self.a.detach().clone(), "b": self.b.detach().clone()}}
+
+    @torch.no_grad()
+    def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.a.copy_(tensors["policy"]["a"])
+        self.b.copy_(tensors["policy"]["b"])
+
+
+@dataclass
+class Training:
+    """A run folder with its toy and its engine; `go` is what a process does."""
+
+    path: Path
+    toy: Toy
+    engine: Engine[Rows]
+    cadence: Cadence
+
+    def go(self, after_step: Callable[[int], None] = lambda step: None) -> None:
+        resumed = self.path.exists()
+        opened = Run.resume(self.path) if resumed else Run.create(stage="dpo", recipe={}, out=self.path)
+        with opened as run:
+            if resumed:
+                restore(self.toy, self.engine, run)
+            fit(self.toy, self.engine, run, View(quiet=True), self.cadence, after_step=after_step)
+
+    def metrics(self) -> list[dict[str, float]]:
+        return [{k: v for k, v in row.items() if k not in SPEEDS} for row in read_metrics(self.path)]
+
+    def newest(self) -> checkpoint.Loaded:
+        loaded = checkpoint.latest(self.path, pytest.fail)
+        assert loaded is not None
+        return loaded
+
+    def assert_equals(self, other: "Training") -> None:
+        ours, theirs = self.newest(), other.newest()
+        assert ours.step == theirs.step
+        assert ours.state == theirs.state, "Python's and numpy's generators, sums between two logged rows"
+        assert ours.tensors.keys() == theirs.tensors.keys() == {"policy", "optimizer", "random"}
+        for part, tensors in ours.tensors.items():
+            assert tensors.keys() == theirs.tensors[part].keys()
+            assert [n for n in tensors if not torch.equal(tensors[n], theirs.tensors[part][n])] == [], part
+        assert self.metrics() == other.metrics()
+
+
+def training(
+    path: Path,
+    *,
+    steps: int = 9,
+    toy: Toy | None = None,
+    log: int = 1,
+    evaluate: int = 3,
+    save: int = 2,
+    **options: Any,
+) -> Training:
+    toy = toy or Toy()
+    torch.manual_seed(torch.seed())  # whatever the process drew before must not matter
+    settings = TrainOptions(**{"learning_rate": 0.05, "warmup": 0.3, "max_grad_norm": 1.0, **options})
+    named = [("lora_A", toy.a), ("lora_B", toy.b)]
+    engine: Engine[Rows] = Engine(Accelerator(cpu=True), named, settings, steps)
+    return Training(path, toy, engine, Cadence(log, evaluate, save, 2, {"data": "1234"}))
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+def crash_after(step: int) -> Callable[[int], None]:
+    def after_step(now: int) -> None:
+        if now == step:
+            raise Stopped
+
+    return after_step
+
+
+def signal_after(step: int, number: int) -> Callable[[int], None]:
+    def after_step(now: int) -> None:
+        if now == step:
+            os.kill(os.getpid(), number)
+
+    return after_step
+
+
+# Order and cadence.
+
+
+def test_a_step_is_logged_then_evaluated_then_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = training(tmp_path / "run", steps=7, log=2, evaluate=3, save=2)
+    events = one.toy.events
+    real_log, real_save = Run.log_metrics, checkpoint.save
+
+    def log(run: Run, row: Mapping[str, Any]) -> None:
+        if "loss" in row:
+            events.append(f"log {row['step']}")
+        real_log(run, row)
+
+    def save(folder: Path, step: int, *args: Any, **keywords: Any) -> Path:
+        events.append(f"save {step}")
+        return real_save(folder, step, *args, **keywords)
+
+    monkeypatch.setattr(Run, "log_metrics", log)
+    monkeypatch.setattr(checkpoint, "save", save)
+    one.go(lambda step: events.append(f"after {step}"))
+    assert " · ".join(events) == (
+        "after 1 · log 2 · save 2 · after 2 · evaluate 3 · after 3 · log 4 · save 4 · after 4 · after 5 · "
+        "log 6 · evaluate 6 · save 6 · after 6 · log 7 · evaluate 7 · save 7 · after 7"
+    )
+    rows = one.metrics()
+    assert [row["step"] for row in rows] == [2, 3, 4, 6, 6, 7, 7]
+    assert [row["epoch"] for row in rows] == [row["step"] / 3 for row in rows]
+    assert {"eval/loss"} < rows[1].keys()
+    assert {"loss", "rewards/margins", "grad_norm", "learning_rate", "moved"} < rows[0].keys()
+    assert checkpoint.steps(one.path) == [7, 6], "two are kept"
+    assert one.newest().manifest["hashes"] == {"data": "1234"}
+
+
+def test_a_logged_row_is_the_mean_since_the_row_before(tmp_path: Path) -> None:
+    every, third = training(tmp_path / "every", steps=3), training(tmp_path / "third", steps=3, log=3)
+    every.go()
+    third.go()
+    rows = [row for row in every.metrics() if "loss" in row]
+    sizes = (4, 4, 2)  # rows of each step
+    expected = sum(row["loss"] * size for row, size in zip(rows, sizes)) / sum(sizes)
+    assert third.metrics()[0]["loss"] == pytest.approx(expected, rel=1e-12)
+    assert rows[0]["learning_rate"] == pytest.approx(0.05), "the rate that the logged step was made with"
+    speeds = read_metrics(third.path)[0]
+    assert speeds["tokens_per_second"] == pytest.approx(5 * speeds["examples_per_second"])
+
+
+# Stopped and resumed.
+
+
+@pytest.mark.parametrize(("log", "save"), [(1, 1), (1, 2), (4, 3), (9, 1)])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, log: int, save: int) -> None:
+    """With dropout, before the first checkpoint and in every epoch, also between two logged rows."""
+    whole = training(tmp_path / "whole", log=log, save=save)
+    whole.go()
+    for step in range(1, 10):
+        path = tmp_path / str(step)
+        with pytest.raises(Stopped):
+            training(path, log=log, save=save).go(crash_after(step))
+        again = training(path, log=log, save=save)
+        again.go()
+        again.assert_equals(whole)
+
+
+def test_dropout_is_on_in_those_runs(tmp_path: Path) -> None:
+    """The test above would also pass without randomness, so randomness must change the result."""
+    noisy, plain = training(tmp_path / "noisy"), training(tmp_path / "plain", toy=Toy(dropout=0.0))
+    noisy.go()
+    plain.go()
+    assert not torch.equal(noisy.toy.a, plain.toy.a)
+
+
+def test_another_seed_draws_other_numbers(tmp_path: Path) -> None:
+    one, other = training(tmp_path / "one"), training(tmp_path / "other", seed=43)
+    one.go()
+    other.go()
+    assert not torch.equal(one.toy.a, other.toy.a)
+
+
+def test_the_rate_of_now_is_used_with_the_moments_of_before(tmp_path: Path) -> None:
+    """A learning rate changed on purpose acts: with rate 1e-30 nothing moves any more."""
+    with pytest.raises(Stopped):
+        training(tmp_path / "run").go(crash_after(4))
+    slow = training(tmp_path / "run", learning_rate=1e-30)
+    before = slow.newest()
+    slow.go()
+    after = slow.newest()
+    assert torch.equal(after.tensors["policy"]["a"], before.tensors["policy"]["a"])
+    assert not torch.equal(after.tensors["optimizer"]["exp_avg"], before.tensors["optimizer"]["exp_avg"])
+    assert slow.metrics()[-2]["moved"] == 1.0, "against the start of the run, not of the process"
+
+
+# Signals.
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    whole = training(tmp_path / "whole", save=100)
+    whole.go()
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    stopped = training(tmp_path / "run", save=100)
+    real_loss, sent = stopped.toy.loss, []
+
+    def loss(batch: Rows) -> Loss:
+        if stopped.toy.step == 3 and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)  # in the middle of step 4
+        return real_loss(batch)
+
+    monkeypatch.setattr(stopped.toy, "loss", loss)
+    with pytest.raises(Interrupted, match="after step 4 of 9") as told:
+        stopped.go()
+    assert told.value.exit_code == code
+    assert "--resume" in told.value.remedy
+    assert checkpoint.steps(stopped.path) == [4]
+    assert read_record(stopped.path)["status"] == "interrupted"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_that_comes_after_the_save_waits_for_the_next_one(tmp_path: Path) -> None:
+    """What the message says to be saved must be saved: nothing is claimed of a step without a checkpoint."""
+    stopped = training(tmp_path / "run", save=100)
+    with pytest.raises(Interrupted, match="after step 3 of 9"):
+        stopped.go(signal_after(2, signal.SIGTERM))
+    assert checkpoint.steps(stopped.path) == [3]
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
+    one = training(tmp_path / "run", steps=3)
+    one.go(signal_after(2, signal.SIGINT))
+    assert checkpoint.steps(one.path)[0] == 3
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_the_second_signal_ends_the_process_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: Sequence[int]
+) -> None:
+    one = training(tmp_path / "run", toy=Toy(dropout=0.0))
+    with pytest.raises(Stopped):
+        one.go(crash_after(2))
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            again = training(one.path, toy=Toy(dropout=0.0))
+
+            def evaluate() -> dict[str, float]:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+                return {}  # not reached
+
+            monkeypatch.setattr(again.toy, "evaluate", evaluate)
+            again.go()
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + numbers[1]
+    assert one.newest().step == 2, "the last checkpoint stays good"
+    whole, again = (
+        training(tmp_path / "whole", toy=Toy(dropout=0.0)),
+        training(one.path, toy=Toy(dropout=0.0)),
+    )
+    whole.go()
+    again.go()
+    again.assert_equals(whole)
+
+
+# Not finite, not moving.
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, value: float) -> None:
+    """1e38 is finite itself; its gradient is not."""
+    one = training(tmp_path / "run", toy=Toy(broken={4: value}), save=1)
+    with pytest.raises(TrainingStopped, match="gradient of step 5 is not finite") as told:
+        one.go()
+    assert told.value.exit_code == 1
+    keys = {key for batch in one.toy.window(4).batches for key in batch.keys}
+    assert set(map(int, told.value.details[0].rpartition(": ")[2].split(", "))) == keys
+    good = one.newest()
+    assert good.step == 4
+    assert all(bool(tensor.isfinite().all()) for part in good.tensors.values() for tensor in part.values())
+    assert torch.equal(good.tensors["policy"]["a"], one.toy.a), "the step was not made"
+    assert max(row["step"] for row in one.metrics()) == 4
+    # The cause is mended: the run goes on and ends as one that never had it.
+    whole, again = training(tmp_path / "whole", save=1), training(tmp_path / "run", save=1)
+    whole.go()
+    again.go()
+    again.assert_equals(whole)
+
+
+@pytest.mark.parametrize("log", [1, 2, 9])
+def test_a_metric_that_is_not_finite_is_neither_logged_nor_saved(tmp_path: Path, log: int) -> None:
+    one = training(tmp_path / "run", toy=Toy(broken_metric=2), log=log, save=2)
+    with pytest.raises(TrainingStopped, match="not finite") as told:
+        one.go()
+    assert "loss" in told.value.details[0]
+    assert checkpoint.steps(one.path) == [2]
+    assert "NaN" not in (one.path / "metrics.jsonl").read_text()
+
+
+def test_an_adapter_that_does_not_move_stops_the_run(tmp_path: Path) -> None:
+    """Steps below the rounding of the weights, as bf16 adapters have at DPO learning rates, change nothing."""
+    stuck = training(tmp_path / "run", steps=25, toy=Toy(scale=1.0), learning_rate=1e-9, warmup=0.0, save=8)
+    with pytest.raises(TrainingStopped, match=f"moved in {METER_STEPS} steps") as told:
+        stuck.go()
+    assert {"lora_A", "lora_B"} & set(told.value.details)
+    assert max(row["step"] for row in stuck.metrics()) == METER_STEPS
+    moving = training(tmp_path / "moving", steps=25, warmup=0.0)
+    moving.go()
+    assert moving.metrics()[-2]["moved"] == 1.0
+
+
+def test_the_meter_is_read_in_a_resumed_run_too(tmp_path: Path) -> None:
+    def stuck() -> Training:
+        return training(tmp_path / "run", steps=25, learning_rate=1e-9, warmup=0.0, save=8)
+
+    with pytest.raises(Stopped):
+        stuck().go(crash_after(17))
+    with pytest.raises(TrainingStopped, match=f"moved in {METER_STEPS} steps"):
+        stuck().go()
