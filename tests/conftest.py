@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
-os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES=""
-)
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+# The tests are about the CPU; `CUDA_VISIBLE_DEVICES=0 pytest -m gpu` runs those about CUDA.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Threads that wait by spinning slow everything down where the cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 

@@ -177,7 +177,7 @@ def test_dpo_hands_recipe_and_command_to_its_stage(said, started, monkeypatch):
         "--set",
         "loss.beta=1e-1",
     ]
-    typed += ["--out", "o", "--resume", "--accept-drift", "train.epochs", "--dry-run", "--from", "runs/sft"]
+    typed += ["--out", "o", "--resume", "--accept-drift", "train.epochs", "--dry-run"]
     monkeypatch.setattr(sys, "argv", ["lite-align", *typed])
     assert said(*typed)[0] == 0
     ((resolved, command, view),) = started
@@ -190,7 +190,6 @@ def test_dpo_hands_recipe_and_command_to_its_stage(said, started, monkeypatch):
         True,
         ("train.epochs",),
         True,
-        Path("runs/sft"),
         shlex.join(["lite-align", *typed]),
     )
     assert not view.quiet

@@ -14,9 +14,6 @@ OptionalData = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Folder, hub id, or tiny (built in).")
 ]
-From = Annotated[
-    Path | None, typer.Option("--from", metavar="RUN", help="Continue from the adapter of an earlier run.")
-]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder [default: runs/…].")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe to start from (YAML).")]
 Sets = Annotated[

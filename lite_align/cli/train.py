@@ -32,7 +32,6 @@ HelpAll = Annotated[
 def dpo(
     data: options.Data,
     model: options.Model = None,
-    from_run: options.From = None,
     out: options.Out = None,
     recipe: options.Recipe = None,
     sets: options.Sets = None,
@@ -49,7 +48,7 @@ def dpo(
 ) -> None:
     """Train on pairs of a chosen and a rejected answer."""
     flags = {"model.name": model, "train.seed": seed, "data.format": format, "data.map": mapping(map)}
-    command = _command(out, resume, accept_drift, dry_run, from_run)
+    command = _command(out, resume, accept_drift, dry_run)
     _train("dpo", data, recipe, flags, sets or (), command, quiet=quiet, json=json)
 
 
@@ -57,7 +56,6 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe that names its stage (YAML).")],
     data: options.OptionalData = None,
     model: options.Model = None,
-    from_run: options.From = None,
     out: options.Out = None,
     sets: options.Sets = None,
     resume: options.Resume = False,
@@ -74,7 +72,7 @@ def run(
     from lite_align.recipe import stage_of
 
     flags = {"model.name": model, "train.seed": seed, "data.format": format, "data.map": mapping(map)}
-    command = _command(out, resume, accept_drift, dry_run, from_run)
+    command = _command(out, resume, accept_drift, dry_run)
     _train(stage_of(recipe), data, recipe, flags, sets or (), command, quiet=quiet, json=json)
 
 
@@ -93,10 +91,9 @@ def _command(
     resume: bool,
     accept_drift: Sequence[str] | None,
     dry_run: bool,
-    from_run: Path | None,
 ) -> CommandOptions:
     typed = shlex.join(["lite-align", *sys.argv[1:]])
-    return CommandOptions(out, resume, tuple(accept_drift or ()), dry_run, from_run, typed)
+    return CommandOptions(out, resume, tuple(accept_drift or ()), dry_run, typed)
 
 
 def _train(

@@ -115,7 +115,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         adapter = (folder / "adapter_config.json").is_file()
         raise ModelError(
             f"{name} has no config.json." + (" It is an adapter, not a model." if adapter else ""),
-            remedy="Give the base model here; a run that starts from an adapter takes --from RUN."
+            remedy="Give the base model that it was trained on."
             if adapter
             else "Give the folder that save_pretrained wrote, or a hub id.",
         )

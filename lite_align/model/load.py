@@ -190,13 +190,22 @@ def load_model(options: ModelOptions, *, device: torch.device | str) -> Loaded:
     return Loaded(model, tokenizer, name, path, parameters, quantization, dtype, identity, notes)
 
 
+def configuration(options: ModelOptions) -> PreTrainedConfig:
+    """Read the configuration of a named model.
+
+    Raises:
+        ModelError: as `load_model`, for the configuration.
+    """
+    return _config(folder.locate(options.name, options.revision, weights=False), options.name)
+
+
 def settle(options: ModelOptions, *, device: torch.device | str) -> Settled:
     """Resolve quantisation and dtype of a named model from its configuration, without its weights.
 
     Raises:
         ModelError: as `load_model`, for the configuration.
     """
-    config = _config(folder.locate(options.name, options.revision, weights=False), options.name)
+    config = configuration(options)
     device = torch.device(device)
     dtype = str(_dtype(options, device)).removeprefix("torch.")
     positions = config.get_text_config().to_dict().get("max_position_embeddings")

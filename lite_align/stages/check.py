@@ -144,7 +144,8 @@ def _show_tokens(recipe: DPORecipe, pairs: Sequence[Pair], view: View, show: int
 
     options = session.settle_model(Resolved(recipe, {}), session.device()).recipe
     trusted = options.model.name == folder.TINY
-    renderer = Renderer(load.load_tokenizer(options.model), trusted=trusted)
+    tokenizer = load.load_tokenizer(options.model)
+    renderer = Renderer(tokenizer, trusted=trusted)
     rendered = rows.render(pairs, renderer, options.data)
     view.section("template", *renderer.describe())
     longest = [len(tree.root) + max(len(leaf.ids) for leaf in tree.leaves) for tree in rendered.trees]
@@ -152,6 +153,8 @@ def _show_tokens(recipe: DPORecipe, pairs: Sequence[Pair], view: View, show: int
         view.section("lengths", *histogram(longest, "tokens in the longer answer with its prompt"))
     if rendered.shortened:
         view.warn(f"{rendered.shortened} (data.max_length {options.data.max_length:,}).")
+    for finding in rows.forged(rendered.pairs, tokenizer):
+        view.warn(f"{finding.rule} {finding.text}")
     _show_left_out(rendered.dropped, view)
     if rendered.trees and show:
         view.legend()

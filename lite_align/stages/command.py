@@ -13,7 +13,6 @@ class CommandOptions:
         resume: continue the newest unfinished run (in `out` if given).
         accept_drift: recipe keys whose change a resumed run takes on.
         dry_run: stop after the plan.
-        from_run: run folder whose adapter is continued.
         command: the command line as typed, for the record.
     """
 
@@ -21,5 +20,4 @@ class CommandOptions:
     resume: bool = False
     accept_drift: tuple[str, ...] = ()
     dry_run: bool = False
-    from_run: Path | None = None
     command: str = ""

@@ -11,13 +11,14 @@ from lite_align.recipe import DataOptions
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from lite_align.data.forest import Batch
     from lite_align.data.render import Renderer
 
 Dropped = dict[str, list[lint.Dropped]]
 
-RULES = {"too_long": "LA208", "identical": "LA209"}
+RULES = {"too_long": "LA208", "identical": "LA209", "control_tokens": "LA206"}
 """Why a row cannot be rendered, as a rule where there is one."""
 
 
@@ -84,6 +85,25 @@ def render(pairs: Sequence[Pair], renderer: "Renderer", options: DataOptions) ->
         kept.append(pair)
         turns_dropped.append(tokens.turns_dropped)
     return RenderedPairs(kept, trees, dropped, turns_dropped)
+
+
+def forged(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase") -> list[lint.Finding]:
+    """Rows whose text spells control tokens, as a warning; they are encoded as plain text (LA206)."""
+    control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    places = [
+        str(pair.source)
+        for pair in pairs
+        if any(
+            token in turn.content
+            for turn in (*pair.prompt, *pair.chosen, *pair.rejected)
+            for token in control_tokens
+        )
+    ]
+    if not places:
+        return []
+    more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
+    text = f"control tokens in the text of {len(places):,} rows are read as plain text: {', '.join(places[:5])}{more}"
+    return [lint.Finding("LA206", text)]
 
 
 def require_enough(name: str, rows: int, dropped: Dropped, max_dropped: float) -> None:

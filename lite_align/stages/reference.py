@@ -77,7 +77,7 @@ class ReferenceCache:
             with closing(sqlite3.connect(self.path, timeout=60)) as database:
                 yield database
         except (OSError, sqlite3.Error, struct.error) as error:
-            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise DiskFull(
                     f"The reference log-probs do not fit on the disk of {self.path}.",
                     remedy="Make room, or set LITE_ALIGN_CACHE to a folder on another disk.",
@@ -130,11 +130,11 @@ def fill(
     known = cache.lookup(digests)
     hits = sum(digest in known for digest in digests)
     different = dict(zip(digests, trees, strict=True))
-    planned = [[list(different)[i] for i in pack] for pack in forest.pack(list(different.values()), budget)]
+    order = list(different)
+    planned = [[order[i] for i in pack] for pack in forest.pack(list(different.values()), budget)]
+    missing = [[digest for digest in pack if digest not in known] for pack in planned]
     with view.bar("reference", len(different), "pairs", done=len(different.keys() & known)) as bar:
-        for pack in ([digest for digest in pack if digest not in known] for pack in planned):
-            if not pack:
-                continue
+        for pack in filter(None, missing):
             values = compute(backbone, [different[digest] for digest in pack])
             fresh = dict(zip(pack, values, strict=True))
             cache.store(fresh)

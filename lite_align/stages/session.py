@@ -12,7 +12,7 @@ import torch
 from lite_align.data.render import Renderer
 from lite_align.data.types import Pair
 from lite_align.errors import UserError
-from lite_align.model import load
+from lite_align.model import budget, load
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import Resolved, drift_classes, flatten, resolve_auto, size_defaults, to_dict
 from lite_align.recipe.keys import Key, keys, yaml_value
@@ -130,10 +130,36 @@ def settle_model(resolved: Resolved[Any], on: torch.device) -> Resolved[Any]:
     resolved = resolve_auto(resolved, "model.quantization", settled.quantization, f"on {kind}")
     resolved = resolve_auto(resolved, "model.dtype", settled.dtype, f"on {kind}")
     length = min(LONGEST, settled.positions)
-    resolved = resolve_auto(
-        resolved, "data.max_length", length, f"the model has {settled.positions:,} positions"
+    return resolve_auto(resolved, "data.max_length", length, f"the model has {settled.positions:,} positions")
+
+
+def settle_memory(
+    resolved: Resolved[Any], longest: int, on: torch.device
+) -> tuple[Resolved[Any], budget.Plan]:
+    """Fill the token budget and whether activations are recomputed, so that the run fits the memory.
+
+    Args:
+        longest: tokens of the longest example.
+
+    Returns the recipe and the plan, which says how many bytes it predicts and whether they are there.
+    """
+    options = resolved.recipe
+    free = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else None
+    wish = options.model.gradient_checkpointing
+    plan = budget.plan(
+        budget.sizes(load.configuration(options.model)),
+        quantization=options.model.quantization,
+        rank=options.lora.rank,
+        free=free,
+        longest=longest,
+        dtype=getattr(torch, options.model.dtype),
+        checkpointing=None if wish == "auto" else wish == "on",
     )
-    return resolve_auto(resolved, "model.gradient_checkpointing", "on" if gpu else "off", f"on {kind}")
+    recompute = "on" if plan.checkpointing else "off"
+    resolved = resolve_auto(resolved, "model.gradient_checkpointing", recompute, plan.reason)
+    return resolve_auto(
+        resolved, "train.tokens_per_microbatch", plan.tokens_per_microbatch, plan.reason
+    ), plan
 
 
 def settle_held_out(resolved: Resolved[Any], examples: int) -> Resolved[Any]:
@@ -142,7 +168,7 @@ def settle_held_out(resolved: Resolved[Any], examples: int) -> Resolved[Any]:
     return resolve_auto(resolved, "data.held_out", share, f"a tenth, at most about {MOST_HELD_OUT} pairs")
 
 
-def settle_training(resolved: Resolved[Any], *, parameters: int, examples: int, tokens: int) -> Resolved[Any]:
+def settle_training(resolved: Resolved[Any], *, parameters: int, examples: int) -> Resolved[Any]:
     """Fill the "auto" settings that follow from the size of the model and of the data."""
     for key, value in size_defaults(parameters).items():
         if key in flatten(to_dict(resolved.recipe)):
@@ -150,7 +176,6 @@ def settle_training(resolved: Resolved[Any], *, parameters: int, examples: int, 
     few = examples < FEW_EXAMPLES
     reason = f"{'fewer' if few else 'no fewer'} than {FEW_EXAMPLES:,} examples"
     resolved = resolve_auto(resolved, "train.epochs", 2.0 if few else 1.0, reason)
-    resolved = resolve_auto(resolved, "train.tokens_per_microbatch", tokens, "for this device")
     total = total_steps(resolved.recipe, examples)
     for key, times in (("train.save_steps", SAVES), ("train.eval_steps", EVALUATIONS)):
         resolved = resolve_auto(
@@ -165,11 +190,6 @@ def total_steps(recipe: Any, examples: int) -> int:
         return recipe.train.max_steps
     steps_per_epoch = -(-examples // recipe.train.batch_size)
     return max(1, round(recipe.train.epochs * steps_per_epoch))
-
-
-def microbatch_tokens(on: torch.device) -> int:
-    """Tokens of a forward pass where the recipe does not say: a CPU gains nothing from more."""
-    return 4096 if on.type == "cuda" else 1024
 
 
 # What a person sees.

@@ -15,6 +15,7 @@ from lite_align.losses import preference
 from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import TINY, cache_root, fingerprint, locate
+from lite_align.model.folder import check as check_folder
 from lite_align.recipe import DPORecipe, Resolved, resolve_auto, unusual
 from lite_align.stages import pairs as rows
 from lite_align.stages import reference, session
@@ -42,6 +43,7 @@ class Prepared:
     total_steps: int
     parameters: int
     hashes: dict[str, str]
+    memory: int
 
 
 def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) -> Path | None:
@@ -65,6 +67,7 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
         view.section("next", "Leave out --dry-run to train; nothing was written.")
         return None
     path = locate(prepared.resolved.recipe.model.name, prepared.resolved.recipe.model.revision)
+    check_folder(path, prepared.resolved.recipe.model.name)  # before anything is written
     prepared.hashes["base"] = fingerprint(path)
     with session.open_run(prepared.resolved, command, folder, prepared.hashes) as run:
         run.update("data", data_record(prepared))
@@ -103,7 +106,7 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     rows.require_enough(read.table.name, len(read.table.rows), dropped, recipe.data.max_dropped)
     if rendered.shortened:
         view.warn(f"{rendered.shortened} (data.max_length {recipe.data.max_length:,}).")
-    for finding in read.warnings:
+    for finding in [*read.warnings, *rows.forged(rendered.pairs, tokenizer)]:
         if finding.rule not in recipe.data.accept:
             view.warn(f"{finding.rule} {finding.text}")
     resolved = session.settle_held_out(resolved, len(rendered.pairs))
@@ -114,9 +117,14 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
         train, held_out = list(zip(rendered.pairs, rendered.trees)), separate(recipe, renderer)
         rows.require_no_leak([p for p, _ in train], [p for p, _ in held_out], recipe.data.held_out_path)
     resolved = own_beta(resolved)
-    resolved = session.settle_training(
-        resolved, parameters=parameters, examples=len(train), tokens=session.microbatch_tokens(on)
-    )
+    resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
+    longest = max(tree.tokens for tree in rendered.trees)
+    resolved, memory = session.settle_memory(resolved, longest, on)
+    if not memory.fits:
+        view.warn(
+            f"This needs about {memory.memory.total / 2**30:.1f} GiB, more than is free. Lower data.max_length or "
+            "lora.rank, or take a smaller model; see the sized recipes in recipes/."
+        )
     hashes = {
         "data": read.table.sha256,
         "template": renderer.template_sha256,
@@ -125,7 +133,9 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     total = session.total_steps(resolved.recipe, len(train))
     for warning in unusual(resolved.recipe, parameters):
         view.warn(warning)
-    return Prepared(resolved, read, dropped, renderer, train, held_out, total, parameters, hashes)
+    return Prepared(
+        resolved, read, dropped, renderer, train, held_out, total, parameters, hashes, memory.memory.total
+    )
 
 
 def own_beta(resolved: Resolved[DPORecipe]) -> Resolved[DPORecipe]:
@@ -181,6 +191,7 @@ def show_plan(prepared: Prepared, view: View) -> None:
         f"{recipe.train.epochs:g} epochs · {prepared.total_steps:,} steps of {recipe.train.batch_size} pairs · "
         f"{recipe.train.tokens_per_microbatch:,} tokens a pass",
         f"{together / len(trees):.0f} tokens a pair with shared prompts, {apart / len(trees):.0f} without",
+        f"about {prepared.memory / 2**30:.2g} GiB (calculated)",
         f"{recipe.loss.name} · beta {recipe.loss.beta:g} · learning rate {recipe.train.learning_rate:g} "
         f"{recipe.train.schedule}",
     )

@@ -86,9 +86,7 @@ def accepted(
         return list(found)
     remedy = []
     if refused:
-        remedy.append(
-            "Resume with the stored values, or start a new run (another --out, or --from this one)."
-        )
+        remedy.append("Resume with the stored values, or start a new run with another --out.")
     if asked:
         names = " ".join(f"--accept-drift {change.key}" for change in asked)
         remedy.append(f"To continue with the new values on purpose: {names}")

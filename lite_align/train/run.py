@@ -154,7 +154,7 @@ class Run:
             if record["status"] == "finished":
                 raise UserError(
                     f"{path} is finished; nothing is left to resume.",
-                    remedy=f"Continue from its result in a new run with --from {path}",
+                    remedy="Start a new run with another --out.",
                 )
             with files.explained(path):
                 for leftover in sorted(path.glob(".*.tmp-*")):

@@ -1,7 +1,7 @@
 """A small real DPO run through the whole pipeline, and everything of it that must be equal bit by bit."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ def settings(**changes: object) -> dict[str, object]:
     base: dict[str, object] = {
         "model.quantization": "none",
         "model.dtype": "float32",
+        "model.gradient_checkpointing": "off",
         "data.held_out": HELD_OUT / PAIRS,
         "lora.rank": 4,
         "train.learning_rate": 1e-2,
@@ -121,14 +122,16 @@ def few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path, tiny_llama: Path, few_answers: None) -> Callable[..., Job]:
-    """Make a job that writes into a folder of this test."""
+def job(tmp_path: Path, tiny_llama: Path, few_answers: None) -> Iterator[Callable[..., Job]]:
+    """Make a job that writes into a folder of this test; one thread, as in the child processes."""
     import torch
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     data = write_pairs(tmp_path / "pairs.jsonl")
 
     def make(name: str = "run", **changes: object) -> Job:
         return Job(data, tiny_llama, tmp_path / name, settings(**changes))
 
-    return make
+    yield make
+    torch.set_num_threads(threads)

@@ -161,6 +161,20 @@ def test_a_start_that_got_no_further_than_the_folder(job) -> None:
     assert not list(fresh.out.glob(".run.json.tmp-*"))
 
 
+def test_several_processes_are_refused_before_anything_is_written(
+    job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = job()
+    with pytest.raises(UserError, match="LA412.* 2 processes") as told:
+        run.train()
+    assert told.value.exit_code == 2
+    assert "CUDA_VISIBLE_DEVICES" in told.value.remedy
+    assert not run.out.exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun with one process
+    run.train()
+
+
 def test_a_resumed_run_keeps_its_proof(job, stop) -> None:
     run = job()
     stop(3, crash)

@@ -67,7 +67,7 @@ def test_no_config_and_an_adapter_in_place_of_a_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="adapter, not a model") as caught:
         folder.read_config(tmp_path, "it")
-    assert "--from" in caught.value.remedy
+    assert "base model" in caught.value.remedy
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])

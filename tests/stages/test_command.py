@@ -5,5 +5,5 @@ from lite_align.stages.command import CommandOptions
 
 def test_defaults_start_a_new_run():
     command = CommandOptions()
-    assert (command.out, command.resume, command.dry_run, command.from_run) == (None, False, False, None)
+    assert (command.out, command.resume, command.dry_run) == (None, False, False)
     assert command.accept_drift == ()

@@ -208,7 +208,7 @@ def test_the_status_is_final_whatever_happens(
     log = (tmp_path / "run" / "log.txt").read_text()
     assert ("Traceback" in log) == isinstance(error, RuntimeError)
     if status == "finished":
-        with pytest.raises(UserError, match="--from"):
+        with pytest.raises(UserError, match="finished"):
             Run.resume(tmp_path / "run")
     else:
         with Run.resume(tmp_path / "run") as run:

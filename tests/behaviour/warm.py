@@ -1,0 +1,78 @@
+"""A warm process that forks a child for each command line it reads, so that a start costs no imports.
+
+One order a line on stdin, as JSON: `arguments`, `log` (a file for both outputs), `cache` (a folder), and what strikes
+the child: `operation` (a fault of `lite_align.train.files`, such as "rename:3") or `call` ("module:name", and the `nth` call
+before which the child sends itself `signal`). Answers: the child's pid, and after one more line, whatever it says,
+the exit code (-9 after SIGKILL).
+"""
+
+import functools
+import importlib
+import json
+import os
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+import matplotlib.figure  # noqa: F401
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+import lite_align.evaluate.curves
+import lite_align.stages.train_dpo  # noqa: F401
+from lite_align import cli
+from lite_align.stages import session
+from lite_align.train import files
+
+session.PROBES, session.PROBE_TOKENS = 2, 8
+
+
+def strike_before(call: str, nth: int, signal: int) -> None:
+    """Send this process a signal before the n-th call of a function or method."""
+    module, _, dotted = call.partition(":")
+    *parents, name = dotted.split(".")
+    owner: Any = functools.reduce(getattr, parents, importlib.import_module(module))
+    function, calls = getattr(owner, name), iter(range(1, sys.maxsize))
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **keywords: Any) -> Any:
+        if next(calls) == nth:
+            os.kill(os.getpid(), signal)
+        return function(*args, **keywords)
+
+    setattr(owner, name, wrapper)
+
+
+def obey(order: dict[str, Any]) -> int:
+    """What the child does: run the command line, struck as ordered, and return its exit code."""
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ["LITE_ALIGN_CACHE"] = order["cache"]
+    if "call" in order:
+        strike_before(order["call"], order["nth"], order["signal"])
+    fault = files.Fault.parse(order["operation"]) if "operation" in order else None
+    with files.observed(fault) if fault else nullcontext():
+        code = cli.run(order["arguments"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 99
+            try:
+                code = obey(order)
+            finally:
+                os._exit(code)
+        print(child, flush=True)
+        sys.stdin.readline()  # the child is not reaped before this, so its pid belongs to no one else
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
