@@ -10,6 +10,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+import torch
+
+# As `load_model` does; before the first parallel operation, because threads inherit it when they are made.
+torch.set_flush_denormal(True)
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -60,7 +64,6 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     """A folder with random fp32 weights: 2 layers, hidden 64, vocabulary 384, 512 positions, NF4-ready sizes."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"

@@ -162,10 +162,11 @@ def show_plan(prepared: Prepared, view: View) -> None:
     """Everything that will happen, before it does."""
     recipe, read = prepared.resolved.recipe, prepared.read
     detection, pairs = read.detection, len(prepared.train) + len(prepared.held_out)
-    left_out = [f"{count:,} {rule}" for rule, count in rows.counts(prepared.dropped).items()]
+    counted = rows.counts(prepared.dropped).items()
+    left_out = [f"{count:,} {lint.RULES[rule]} ({rule})" for rule, count in counted]
     view.section(
         "data",
-        f"{read.table.name} · {len(read.table.rows):,} rows · {detection.name} ({detection.share:.0%} of rows) · "
+        f"{read.table.name} · {len(read.table.rows):,} rows · {detection.name} ({100 * detection.share:.0f} % of rows) · "
         f"{pairs:,} pairs after checks",
         f"left out: {' · '.join(left_out) or 'none'}",
         f"held out: {len(prepared.held_out):,} pairs, by prompt",
@@ -173,8 +174,9 @@ def show_plan(prepared: Prepared, view: View) -> None:
         *detection.notes,
     )
     for rule, dropped in sorted(prepared.dropped.items()):
-        places = ", ".join(str(row.source) for row in dropped[:8])
-        view.section("left out", f"{rule}: {places}{' …' if len(dropped) > 8 else ''}")
+        lines = ", ".join(f"{row.source.line:,}" for row in dropped[:20])
+        more = f" and {len(dropped) - 20:,} more" if len(dropped) > 20 else ""
+        view.section("left out", f"{rule} {lint.RULES[rule]}: line {lines}{more} of {read.table.name}")
     view.section(
         "model",
         f"{recipe.model.name} · {session.short(prepared.parameters)} parameters · {recipe.model.quantization} · "

@@ -1,9 +1,9 @@
 """A warm process that forks a child for each command line it reads, so that a start costs no imports.
 
 One order a line on stdin, as JSON: `arguments`, `log` (a file for both outputs), `cache` (a folder), and what strikes
-the child: `operation` (a fault of `lite_align.train.files`, such as "rename:3") or `call` ("module:name", and the `nth` call
-before which the child sends itself `signal`). Answers: the child's pid, and after one more line, whatever it says,
-the exit code (-9 after SIGKILL).
+the child: `operation` (a fault of `lite_align.train.files`, such as "rename:3") or `call` ("module:name", and the `nth`
+call before which the child sends itself `signal`). Answers: the pid of the child, and after one more line, whatever it
+says, its exit code (-9 after SIGKILL).
 """
 
 import functools

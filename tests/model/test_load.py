@@ -214,3 +214,13 @@ def test_only_two_messages_of_bitsandbytes_are_dropped(caplog: pytest.LogCapture
     logger.warning("MatMul8bitLt: inputs will be cast from %s to float16 during quantization", torch.float32)
     logger.warning("something else")
     assert caplog.messages == ["something else"]
+
+
+def test_subnormal_numbers_are_flushed_on_a_cpu(tiny_llama):
+    try:
+        torch.set_flush_denormal(False)
+        assert (torch.full((64,), 1e-30) * 1e-12).abs().sum() > 0  # subnormal, and kept
+        load.load_model(ModelOptions(name=str(tiny_llama)), device="cpu")
+        assert (torch.full((64,), 1e-30) * 1e-12).abs().sum() == 0
+    finally:
+        torch.set_flush_denormal(True)

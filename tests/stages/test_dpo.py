@@ -169,8 +169,7 @@ def test_nothing_held_out_evaluates_to_nothing():
 def test_margins_of_held_out_rows_are_those_of_the_metrics(fresh, both):
     for loss in ({}, {"length_normalized": True}, {"name": "simpo", "beta": 2.0}, {"name": "ipo"}):
         stage = small.split(fresh, both, small.recipe(loss), 6)
-        moved = small.engine(stage)
-        moved.update(stage.window(0), stage.loss)
+        small.engine(stage).update(stage.window(0), stage.loss)
         found = train_dpo.held_out_rows(stage)
         assert [row["source"] for row in found] == [f"rows.jsonl:{n}" for n in range(15, 21)]
         evaluated = stage.evaluate()

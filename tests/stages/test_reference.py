@@ -156,6 +156,19 @@ def test_equal_trees_are_computed_once(model, trees, tmp_path, counted):
     assert hits == 4
 
 
+def test_passes_keep_to_the_budget(model, trees, tmp_path, monkeypatch):
+    compute, passes = reference.compute, []
+
+    def noting(backbone: Backbone, pack: Sequence[Tree]):
+        passes.append([tree.tokens for tree in pack])
+        return compute(backbone, pack)
+
+    monkeypatch.setattr(reference, "compute", noting)
+    fill(model, trees, cache(tmp_path), budget=200, view=small.silent())
+    assert 1 < len(passes) < len(trees)
+    assert all(sum(pack) <= 200 or len(pack) == 1 for pack in passes)
+
+
 def test_the_values_are_those_of_the_base_whatever_the_policy_is(model, trees, tmp_path):
     expected, _ = fill(model, trees, cache(tmp_path / "a"), budget=300, view=small.silent())
     before = model.adapter_tensors(Role.POLICY)
@@ -256,14 +269,18 @@ def test_a_cache_folder_that_cannot_be_made_is_an_error_for_people(tmp_path):
         cache(tmp_path / "file" / "reference")
 
 
-def test_a_full_disk_is_told_as_one(tmp_path):
-    held = cache(tmp_path)
-    with pytest.raises(DiskFull), held._open() as database:
+def overfill(held: ReferenceCache) -> None:
+    with held._open() as database:
         (pages,) = database.execute("PRAGMA page_count").fetchone()
         database.execute(f"PRAGMA max_page_count = {pages}")
-        database.executemany(
-            "INSERT INTO leaf_logps VALUES (?, ?)", [(bytes([n]) * 32, b"0" * 4000) for n in range(99)]
-        )
+        rows = [(bytes([n]) * 32, b"0" * 4000) for n in range(99)]
+        database.executemany("INSERT INTO leaf_logps VALUES (?, ?)", rows)
+
+
+def test_a_full_disk_is_told_as_one(tmp_path):
+    held = cache(tmp_path)
+    with pytest.raises(DiskFull):
+        overfill(held)
 
 
 # Killed, and two at once.

@@ -1,8 +1,8 @@
 """What surrounds a stage: resuming, automatic settings, the folder, what is shown, answers."""
 
 import io
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_nothing_to_resume_is_an_error(resolved, tmp_path):
     with pytest.raises(UserError, match="no unfinished dpo run of rows.jsonl under runs/"):
         session.interrupted_run(command, "dpo", "rows.jsonl")
     with pytest.raises(UserError, match="no run folder nothing"):
-        session.interrupted_run(replace(command, out=tmp_path / "nothing"), "dpo", "rows.jsonl")
+        session.interrupted_run(replace(command, out=Path("nothing")), "dpo", "rows.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,7 +133,9 @@ def test_a_tenth_is_held_out_at_most_512(resolved, examples, share):
     assert session.settle_held_out(resolved, examples).recipe.data.held_out == share
 
 
-@pytest.mark.parametrize(("examples", "epochs", "steps"), [(100, 2.0, 14), (1999, 2.0, 250), (2000, 1.0, 125)])
+@pytest.mark.parametrize(
+    ("examples", "epochs", "steps"), [(100, 2.0, 14), (1999, 2.0, 250), (2000, 1.0, 125)]
+)
 def test_settings_of_the_training_are_filled(resolved, examples, epochs, steps):
     found = session.settle_training(resolved, parameters=10**6, examples=examples)
     train = found.recipe.train
@@ -235,27 +237,30 @@ def test_probes_are_different_prompts_of_many_categories():
     probes = session.probe_pairs(small.as_pairs(rows))
     assert len(probes) == session.PROBES
     assert len({pair.prompt for pair in probes}) == session.PROBES
-    assert [pair.category for pair in probes] == ["often", "seldom", "once", "often", "seldom", *["often"] * 3]
+    assert [pair.category for pair in probes] == [
+        "often",
+        "seldom",
+        "once",
+        "often",
+        "seldom",
+        *["often"] * 3,
+    ]
     assert session.probe_pairs([]) == []
 
 
-def test_answers_are_greedy_and_of_the_role(tiny_llama):
+def test_answers_are_greedy_and_of_the_role(tiny_llama, monkeypatch):
+    monkeypatch.setattr(session, "PROBE_TOKENS", 6)
     model = small.backbone(tiny_llama)
     with torch.no_grad():
         for _, parameter in model.parameters(Role.POLICY):
             parameter.add_(0.2)
     pairs, advanced = small.as_pairs(small.rows(2)), []
     renderer = Renderer(model.loaded.tokenizer)
-    session.PROBE_TOKENS, before = 6, session.PROBE_TOKENS
-    try:
-        base, again, policy = (
-            session.answers(model, role, renderer, pairs, lambda: advanced.append(1))
-            for role in (Role.REFERENCE, Role.REFERENCE, Role.POLICY)
-        )
-    finally:
-        session.PROBE_TOKENS = before
+    base, again, policy = (
+        session.answers(model, role, renderer, pairs, lambda: advanced.append(1))
+        for role in (Role.REFERENCE, Role.REFERENCE, Role.POLICY)
+    )
     assert base == again
     assert [answer.text for answer in base] != [answer.text for answer in policy]
     assert all(0 < answer.tokens <= 6 for answer in [*base, *policy])
     assert len(advanced) == 6
-    assert json.dumps([answer.text for answer in base])

@@ -1,5 +1,6 @@
 """fit: a toy stage (one small layer with dropout, no transformer) under the real engine, run folder and loop."""
 
+import errno
 import json
 import os
 import signal
@@ -16,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lite_align.errors import Interrupted, TrainingStopped
+from lite_align.errors import DiskFull, Interrupted, TrainingStopped
 from lite_align.recipe import TrainOptions
-from lite_align.train import checkpoint
+from lite_align.train import checkpoint, files
 from lite_align.train.engine import Engine, Loss, Window
 from lite_align.train.fit import METER_STEPS, Cadence, fit, restore
 from lite_align.train.record import read_metrics, read_record
@@ -398,6 +399,30 @@ def test_the_meter_is_read_in_a_resumed_run_too(tmp_path: Path) -> None:
         stuck().go(crash_after(17))
     with pytest.raises(TrainingStopped, match=f"moved in {METER_STEPS} steps"):
         stuck().go()
+
+
+# Disk.
+
+
+def test_a_full_disk_in_a_save_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+    struck = []
+
+    def full(operation: files.Operation) -> None:
+        if operation.kind == "write" and operation.path.parent.name.startswith(".tmp-00000004-"):
+            struck.append(operation.path.name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    one = training(tmp_path / "run")
+    with files.observed(full), pytest.raises(DiskFull) as told:
+        one.go()
+    assert told.value.exit_code == 74
+    assert struck
+    assert one.newest().step == 2
+    assert not list(one.path.glob("checkpoints/.tmp-*"))
+    whole, again = training(tmp_path / "whole"), training(one.path)
+    whole.go()
+    again.go()
+    again.assert_equals(whole)
 
 
 # Several processes: the stages refuse them for now (LA412), the engine is ready for them.
