@@ -62,7 +62,9 @@ def main() -> None:
     parts = {"benchmark": benchmark_table(), "losses": markdown_table(), "formats": formats_table()}
     for name, content in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: begin + content + end, text, flags=re.S)
+        text = re.sub(
+            re.escape(begin) + ".*?" + re.escape(end), lambda _: begin + content + end, text, flags=re.S
+        )
     readme.write_text(text, encoding="utf-8")
 
 

@@ -16,7 +16,9 @@ from lite_align.errors import DataError, UserError
 RULES = {
     "LA101": "unreadable",
     "LA106": "prompt or scores contradict the columns",
+    "LA205": "turns that the chat template cannot write",
     "LA206": "control tokens in text",
+    "LA207": "rewritten by the chat template",
     "LA208": "too long",
     "LA209": "identical after truncation",
     "LA301": "identical",

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
 Dropped = dict[str, list[lint.Dropped]]
 
-RULES = {"too_long": "LA208", "identical": "LA209", "control_tokens": "LA206"}
-"""Why a row cannot be rendered, as a rule where there is one."""
+RULES = {
+    "control_tokens": "LA206",
+    "empty": "LA303",
+    "identical": "LA209",
+    "roles": "LA205",
+    "template": "LA207",
+    "too_long": "LA208",
+}
+"""Why a row cannot be rendered, as a rule."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def render(pairs: Sequence[Pair], renderer: "Renderer", options: DataOptions) ->
     results = renderer.pairs(pairs, options.max_length, drop_turns=drop_turns)
     for pair, tokens in zip(pairs, results, strict=True):
         if isinstance(tokens, Unusable):
-            rule = RULES.get(tokens.reason, tokens.reason)
+            rule = RULES[tokens.reason]
             dropped.setdefault(rule, []).append(lint.Dropped(pair.source, tokens.detail))
             continue
         trees.append(forest.grow(len(kept), (tokens.chosen, tokens.rejected)))

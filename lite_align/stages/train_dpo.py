@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from lite_align.data import lint
 from lite_align.data.render import Renderer
 from lite_align.data.types import Pair, Tree
 from lite_align.errors import TrainingStopped
@@ -174,9 +175,13 @@ def show_plan(prepared: Prepared, view: View) -> None:
         *detection.notes,
     )
     for rule, dropped in sorted(prepared.dropped.items()):
-        lines = ", ".join(f"{row.source.line:,}" for row in dropped[:20])
-        more = f" and {len(dropped) - 20:,} more" if len(dropped) > 20 else ""
-        view.section("left out", f"{rule} {lint.RULES[rule]}: line {lines}{more} of {read.table.name}")
+        for file in sorted(
+            {row.source.file for row in dropped}
+        ):  # a folder of files has the same lines twice
+            places = [f"{row.source.line:,}" for row in dropped if row.source.file == file]
+            more = f" and {len(places) - 20:,} more" if len(places) > 20 else ""
+            lines = ", ".join(places[:20])
+            view.section("left out", f"{rule} {lint.RULES[rule]}: line {lines}{more} of {file}")
     view.section(
         "model",
         f"{recipe.model.name} · {session.short(prepared.parameters)} parameters · {recipe.model.quantization} · "

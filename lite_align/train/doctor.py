@@ -151,9 +151,10 @@ def four_bit() -> Check:
 def nf4_error(device: str) -> float:
     """Largest relative error of output and input gradient of a 128×128 NF4 layer against plain products."""
     import torch
-    import lite_align.model  # noqa: F401  (silences a message of bitsandbytes)
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
+
+    import lite_align.model  # noqa: F401  (silences a message of bitsandbytes)
 
     generator = torch.Generator().manual_seed(0)
     layer = Linear4bit(128, 128, bias=False, quant_type="nf4", compute_dtype=torch.float32)

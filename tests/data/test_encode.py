@@ -1,8 +1,8 @@
-import families
 import pytest
 
 from lite_align.data.encode import DataSpan, Encoder, slot_at
 from lite_align.data.template import Refused
+from tests.data import families
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ import os
 import string
 from pathlib import Path
 
-import families
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -11,6 +10,7 @@ from tokenizers import processors
 from lite_align.data.render import PairTokens, Renderer, Unusable
 from lite_align.data.types import Conversation, Message, Pair, Rendered, Source
 from lite_align.errors import DataError, ModelError
+from tests.data import families
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "render"
 BYTE_LEVEL = list(families.FAMILIES)

@@ -2,7 +2,6 @@ import subprocess
 import sys
 import time
 
-import families
 import pytest
 
 from lite_align.data import template as module
@@ -18,6 +17,7 @@ from lite_align.data.template import (
 )
 from lite_align.data.types import Message
 from lite_align.errors import ModelError
+from tests.data import families
 
 USER, ASSISTANT = ("user", PLAIN), ("assistant", PLAIN)
 PLAIN_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"

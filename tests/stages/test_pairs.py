@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lite_align.data import lint
+from lite_align.data import lint, render
 from lite_align.data.render import Renderer
 from lite_align.data.split import prompt_key
 from lite_align.data.types import Message, Source
@@ -95,9 +95,26 @@ def test_old_turns_go_whole_and_are_told(tokenizer):
     assert (len(never.pairs), never.shortened, stage.counts(never.dropped)) == (1, "", {"LA208": 1})
 
 
-def test_reasons_of_the_renderer_are_rules():
-    assert stage.RULES == {"too_long": "LA208", "identical": "LA209", "control_tokens": "LA206"}
+def test_every_reason_of_the_renderer_is_a_rule_with_a_name():
+    reasons = {
+        "too_long",
+        "identical",
+        "template",
+        "roles",
+        "empty",
+        "control_tokens",
+    }  # as Unusable lists them
+    assert reasons == stage.RULES.keys()
+    assert all(reason in (render.Unusable.__doc__ or "") for reason in reasons)
     assert set(stage.RULES.values()) <= lint.RULES.keys()
+
+
+def test_a_row_that_the_template_refuses_is_left_out_by_its_rule(tokenizer):
+    (pair,) = small.as_pairs(ROWS[:1])
+    found = stage.render(
+        [replace(pair, rejected=(Message("assistant", ""),))], Renderer(tokenizer), DataOptions(max_length=64)
+    )
+    assert stage.counts(found.dropped) == {"LA303": 1}
 
 
 def test_text_that_spells_control_tokens_is_found_wherever_it_stands(tokenizer):

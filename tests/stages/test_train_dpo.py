@@ -176,7 +176,7 @@ def test_the_page_and_the_text_for_people(done):
     assert word in page.lower()
     text = " ".join(done.out.split())
     for part in (
-        "24 rows · pair.text (100% of rows)",
+        "24 rows · pair.text (100 % of rows)",
         "held out: 6 pairs, by prompt",
         "4 steps of 4 pairs",
         "train.learning_rate 0.01",
@@ -219,6 +219,19 @@ def test_a_dry_run_writes_nothing(tiny_llama, tmp_path, monkeypatch):
     assert "nothing was written" in found.out
     assert "4 steps of 4 pairs" in found.out
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_rows_left_out_are_named_by_file_and_line(tiny_llama, tmp_path):
+    same = {"prompt": "a?", "chosen": "b", "rejected": "b"}
+    (tmp_path / "rows.jsonl").mkdir()
+    small.write(tmp_path / "rows.jsonl" / "first.jsonl", [same, *ROWS[:12]])
+    small.write(tmp_path / "rows.jsonl" / "second.jsonl", [*ROWS[12:], same, same])
+    found = dpo(tiny_llama, tmp_path, "data.max_dropped=0.2", dry_run=True, out=None)
+    text = " ".join(found.out.replace("\n", " ").split())
+    folder = tmp_path / "rows.jsonl"
+    assert "left out: 3 identical (LA301)" in text
+    assert f"LA301 identical: line 1 of {folder / 'first.jsonl'}" in text
+    assert f"LA301 identical: line 13, 14 of {folder / 'second.jsonl'}" in text
 
 
 def test_json_is_one_record(tiny_llama, tmp_path):
