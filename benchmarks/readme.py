@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,20 @@ def benchmark_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """Replace what stands between two markers."""
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return head + begin + content + end + tail
+
+
 def main() -> None:
     """Replace each generated part between its markers."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     parts = {"benchmark": benchmark_table(), "losses": markdown_table(), "formats": formats_table()}
     for name, content in parts.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        text = re.sub(
-            re.escape(begin) + ".*?" + re.escape(end), lambda _: begin + content + end, text, flags=re.S
-        )
+        text = between(text, f"<!-- {name} -->\n", f"<!-- end of {name} -->", content)
     readme.write_text(text, encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import TINY, cache_root, fingerprint, locate
 from lite_align.model.folder import check as check_folder
+from lite_align.model.lora import find_targets
 from lite_align.recipe import DPORecipe, Resolved, resolve_auto, unusual
 from lite_align.stages import pairs as rows
 from lite_align.stages import reference, session
@@ -67,9 +68,7 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
     if command.dry_run:
         view.section("next", "Leave out --dry-run to train; nothing was written.")
         return None
-    path = locate(prepared.resolved.recipe.model.name, prepared.resolved.recipe.model.revision)
-    check_folder(path, prepared.resolved.recipe.model.name)  # before anything is written
-    prepared.hashes["base"] = fingerprint(path)
+    prepared.hashes["base"] = fingerprint(trainable_folder(prepared.resolved.recipe))
     with session.open_run(prepared.resolved, command, folder, prepared.hashes) as run:
         run.update("data", data_record(prepared))
         run.update("plan", {"total_steps": prepared.total_steps, "pairs": len(prepared.train)})
@@ -139,6 +138,20 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     )
 
 
+def trainable_folder(recipe: DPORecipe) -> Path:
+    """The folder of the base, whole and with the layers that get an adapter: known before a run folder is made.
+
+    Raises:
+        ModelError: files or layers are missing.
+    """
+    path = locate(recipe.model.name, recipe.model.revision)
+    check_folder(path, recipe.model.name)
+    config = load.configuration(recipe.model)
+    quirk = load.QUIRKS.get(config.get_text_config().model_type, load.Quirk())
+    find_targets(load.skeleton(config), recipe.lora, quirk.targets)
+    return path
+
+
 def own_beta(resolved: Resolved[DPORecipe]) -> Resolved[DPORecipe]:
     """A loss without a reference has a beta of its own meaning: its default does not depend on the model's size."""
     objective = preference.find(resolved.recipe.loss.name)
@@ -167,8 +180,8 @@ def show_plan(prepared: Prepared, view: View) -> None:
     left_out = [f"{count:,} {lint.RULES[rule]} ({rule})" for rule, count in counted]
     view.section(
         "data",
-        f"{read.table.name} · {len(read.table.rows):,} rows · {detection.name} ({100 * detection.share:.0f} % of rows) · "
-        f"{pairs:,} pairs after checks",
+        f"{read.table.name} · {len(read.table.rows):,} rows · {detection.name} "
+        f"({100 * detection.share:.0f} % of rows) · {pairs:,} pairs after checks",
         f"left out: {' · '.join(left_out) or 'none'}",
         f"held out: {len(prepared.held_out):,} pairs, by prompt",
         *read.table.notes,

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import lite_align.model  # noqa: F401  (silences a message that bitsandbytes says on import)
+
 LIBRARIES = (
     "torch",
     "transformers",
@@ -153,8 +155,6 @@ def nf4_error(device: str) -> float:
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
-
-    import lite_align.model  # noqa: F401  (silences a message of bitsandbytes)
 
     generator = torch.Generator().manual_seed(0)
     layer = Linear4bit(128, 128, bias=False, quant_type="nf4", compute_dtype=torch.float32)

@@ -273,6 +273,12 @@ def test_a_file_for_a_model(place):
     assert "is a file, not a model folder" in place.refused(place.rows(ROWS), model="rows.jsonl")
 
 
+def test_a_model_whose_layers_have_other_names(place):
+    error = place.refused(place.rows(ROWS), "--set", "lora.targets=[nothing_proj]")
+    assert "no linear layer nothing_proj" in error
+    assert "q_proj" in error
+
+
 # Flags and settings.
 
 
