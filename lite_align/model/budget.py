@@ -21,7 +21,7 @@ CONTEXT = 450 * 2**20
 MARGIN = 0.92
 """Share of the free memory that is planned for; fragmentation takes some of the rest."""
 
-CPU_TOKENS = 1024
+CPU_TOKENS = 2048
 """Tokens in a micro-batch on a CPU, where larger ones only cost memory and cache misses."""
 
 LEAST_TOKENS, MOST_TOKENS = 1024, 16384
