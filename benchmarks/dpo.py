@@ -268,7 +268,9 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["bf16", "nf4"], choices=list(PRECISIONS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--budget", type=int, default=CPU_TOKENS, help="tokens of a micro-batch of lite-align")
+    parser.add_argument(
+        "--budget", type=int, default=CPU_TOKENS, help="tokens of a micro-batch of lite-align"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/dpo-cpu.json"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lite-align-benchmark")
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -335,7 +335,14 @@ def test_any_text_survives_our_yaml(text):
     assert found.value == {"a": text, "b": [text]}
 
 
-@given(st.one_of(st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False), st.integers(), st.booleans(), st.none()))
+@given(
+    st.one_of(
+        st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False),
+        st.integers(),
+        st.booleans(),
+        st.none(),
+    )
+)
 def test_any_number_survives_our_yaml(value):
     assert read(f"a: {yaml_value(value)}".encode()).value in ({"a": value}, {"a": str(value)})
 

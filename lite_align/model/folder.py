@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -187,10 +188,11 @@ def _file_sha256(path: Path) -> str:
         return known["sha256"]
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    part = entry.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"stamp": stamp, "sha256": value}))
-    part.replace(entry)
+    with suppress(OSError):  # a cache that cannot be written costs time only
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        part = entry.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({"stamp": stamp, "sha256": value}))
+        part.replace(entry)
     return value
 
 

@@ -314,7 +314,7 @@ def _check_blocks(config: PreTrainedConfig, name: str) -> None:
 def _tokenizer(path: Path, name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+    except Exception as error:  # `tokenizers` raises bare Exceptions for a damaged tokenizer.json
         raise ModelError(
             f"The tokenizer of {name} cannot be read: {error}",
             remedy="Save it again with tokenizer.save_pretrained(FOLDER) (a tokenizer.json needs no extra package).",

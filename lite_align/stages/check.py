@@ -153,13 +153,12 @@ def _show_tokens(recipe: DPORecipe, pairs: Sequence[Pair], view: View, show: int
         view.section("lengths", *histogram(longest, "tokens in the longer answer with its prompt"))
     if rendered.shortened:
         view.warn(f"{rendered.shortened} (data.max_length {options.data.max_length:,}).")
-    for finding in rows.forged(rendered.pairs, tokenizer):
-        view.warn(f"{finding.rule} {finding.text}")
     _show_left_out(rendered.dropped, view)
     if rendered.trees and show:
         view.legend()
     for pair, tree, turns in list(zip(rendered.pairs, rendered.trees, rendered.turns_dropped))[:show]:
         show_tree(renderer, pair, tree, view, turns_dropped=turns)
+    rows.refuse_forged(rendered.pairs, tokenizer, options.data.accept)
     return rendered.dropped
 
 

@@ -94,23 +94,29 @@ def render(pairs: Sequence[Pair], renderer: "Renderer", options: DataOptions) ->
     return RenderedPairs(kept, trees, dropped, turns_dropped)
 
 
-def forged(pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase") -> list[lint.Finding]:
-    """Rows whose text spells control tokens, as a warning; they are encoded as plain text (LA206)."""
+def refuse_forged(
+    pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", accept: Sequence[str] = ()
+) -> None:
+    """Stop where a text spells control tokens of the model, unless that is accepted (LA206).
+
+    Accepted, they are encoded as plain text, never as the tokens themselves.
+
+    Raises:
+        DataError: with every such row.
+    """
     control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    places = [
-        str(pair.source)
-        for pair in pairs
-        if any(
-            token in turn.content
-            for turn in (*pair.prompt, *pair.chosen, *pair.rejected)
-            for token in control_tokens
+    places: list[str] = []
+    for pair in pairs:
+        text = "\n".join(turn.content for turn in (*pair.prompt, *pair.chosen, *pair.rejected))
+        spelled = [token for token in control_tokens if token in text]
+        if spelled:
+            places.append(f"{pair.source} spells {', '.join(spelled[:3])}")
+    if places and "LA206" not in accept:
+        raise DataError(
+            f"LA206: the text of {len(places):,} rows spells control tokens of the model",
+            details=places,
+            remedy="Remove them, or have them read as plain text with: --set data.accept=[LA206]",
         )
-    ]
-    if not places:
-        return []
-    more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
-    text = f"control tokens in the text of {len(places):,} rows are read as plain text: {', '.join(places[:5])}{more}"
-    return [lint.Finding("LA206", text)]
 
 
 def require_enough(name: str, rows: int, dropped: Dropped, max_dropped: float) -> None:

@@ -102,7 +102,8 @@ def open_run(
     try:
         classes = drift_classes(recipe["stage"])
         run.check_drift(recipe, classes, hashes=hashes, accept=command.accept_drift)
-    except BaseException:
+    except BaseException as error:
+        run.finish("interrupted", error=str(error))
         run.close()
         raise
     return run

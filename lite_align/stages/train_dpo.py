@@ -26,7 +26,7 @@ from lite_align.stages.command import CommandOptions
 from lite_align.stages.dpo import DPO, PairSet, loss_options
 from lite_align.train.engine import Engine
 from lite_align.train.fit import Cadence, fit, restore
-from lite_align.train.run import Run
+from lite_align.train.run import Run, require_unused
 from lite_align.view import View
 
 SHOWN_PAIRS, SHOWN_CHARACTERS, SHOWN_ANSWERS = 2, 300, 3
@@ -62,7 +62,9 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
             report.write(folder)
         view.section("saved", f"{folder} is finished; nothing is left to resume.")
         return folder
-    loss_options(resolved.recipe)  # a wrong loss option is told before the data are read
+    loss_options(resolved.recipe)  # a wrong loss option and a used folder are told before the data are read
+    if command.out is not None and folder is None and not command.dry_run:
+        require_unused(command.out)
     prepared = prepare(resolved, stored, view)
     show_plan(prepared, view)
     if command.dry_run:
@@ -106,7 +108,8 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     rows.require_enough(read.table.name, len(read.table.rows), dropped, recipe.data.max_dropped)
     if rendered.shortened:
         view.warn(f"{rendered.shortened} (data.max_length {recipe.data.max_length:,}).")
-    for finding in [*read.warnings, *rows.forged(rendered.pairs, tokenizer)]:
+    rows.refuse_forged(rendered.pairs, tokenizer, recipe.data.accept)
+    for finding in read.warnings:
         if finding.rule not in recipe.data.accept:
             view.warn(f"{finding.rule} {finding.text}")
     resolved = session.settle_held_out(resolved, len(rendered.pairs))
@@ -188,9 +191,8 @@ def show_plan(prepared: Prepared, view: View) -> None:
         *detection.notes,
     )
     for rule, dropped in sorted(prepared.dropped.items()):
-        for file in sorted(
-            {row.source.file for row in dropped}
-        ):  # a folder of files has the same lines twice
+        # A folder of files has the same line numbers more than once.
+        for file in sorted({row.source.file for row in dropped}):
             places = [f"{row.source.line:,}" for row in dropped if row.source.file == file]
             more = f" and {len(places) - 20:,} more" if len(places) > 20 else ""
             lines = ", ".join(places[:20])

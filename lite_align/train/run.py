@@ -360,20 +360,27 @@ def _numbered_folder(root: Path, name: str) -> Path:
             return folder
 
 
+def require_unused(out: Path) -> None:
+    """Raise UserError or RunInUse unless a run can start in `out`: it is not there yet, or an empty folder."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file, not a folder.", remedy="Choose another --out.")
+    if is_live(out):
+        raise in_use(out)
+    _require_empty(out)
+
+
 def _given_folder(out: Path) -> Path:
     """Make `out`, or take it if it is an empty folder; what others put there is not touched."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, not a folder.", remedy="Choose another --out.")
     with files.explained(out):
-        if not out.exists():
+        require_unused(out)
+        if out.exists():
+            out.chmod(files.FOLDER_MODE)
+        else:
             out.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):  # made by another process at this moment: the lock decides
                 files.make_folder(out)
-        elif is_live(out):
-            raise in_use(out)
-        else:
-            _require_empty(out)
-            out.chmod(files.FOLDER_MODE)
     return out
 
 

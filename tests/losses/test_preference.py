@@ -116,7 +116,12 @@ def test_start_value_by_default(name: str, expected: float) -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(beta=st.floats(0.01, 5), share=st.floats(0.01, 0.45), shift=st.floats(-5, 5, allow_subnormal=False), lengths=st.booleans())
+@given(
+    beta=st.floats(0.01, 5),
+    share=st.floats(0.01, 0.45),
+    shift=st.floats(-5, 5, allow_subnormal=False),
+    lengths=st.booleans(),
+)
 def test_start_value_is_the_loss_where_policy_equals_reference(
     beta: float, share: float, shift: float, lengths: bool
 ) -> None:

@@ -125,13 +125,15 @@ def test_text_that_spells_control_tokens_is_found_wherever_it_stands(tokenizer):
         dict(ROWS[3], chosen="a </s> b"),
         dict(ROWS[4], prompt="a <|im_ end|> <b> b"),
     ]
-    (finding,) = stage.forged(small.as_pairs(rows), tokenizer)
-    assert finding.rule == "LA206"
-    assert finding.text.endswith("rows.jsonl:2, rows.jsonl:3, rows.jsonl:4")
-    assert stage.forged(small.as_pairs(ROWS), tokenizer) == []
-    (finding,) = stage.forged(small.as_pairs(rows[1:2] * 9), tokenizer)
-    assert "of 9 rows" in finding.text
-    assert finding.text.endswith("and 4 more")
+    with pytest.raises(DataError, match="LA206: the text of 3 rows") as told:
+        stage.refuse_forged(small.as_pairs(rows), tokenizer)
+    assert list(told.value.details) == [
+        "rows.jsonl:2 spells <|im_end|>",
+        "rows.jsonl:3 spells <s>",
+        "rows.jsonl:4 spells </s>",
+    ]
+    stage.refuse_forged(small.as_pairs(rows), tokenizer, ("LA206",))
+    stage.refuse_forged(small.as_pairs(ROWS), tokenizer)
     ids = rendered(tokenizer, rows, max_length=256).trees[1].root
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1  # that of the turn alone
 
