@@ -174,6 +174,19 @@ def _human_assistant(sample: Sample, answer: str) -> str:
     return "".join(f"\n\nHuman: {question}\n\nAssistant: {reply}" for question, reply in rounds)
 
 
+def _weighted(prompt: Turns, answer: str) -> list[dict[str, object]]:
+    """Turns with typed content and a loss weight: only the answer is trained."""
+    turns = [*prompt, message("assistant", answer)]
+    return [
+        {
+            "role": turn["role"],
+            "content": [{"type": "text", "value": turn["content"]}],
+            "loss_weight": float(number == len(turns) - 1),
+        }
+        for number, turn in enumerate(turns)
+    ]
+
+
 def _ultrafeedback_bin(s: Sample) -> Row:
     question = message("user", s.ask.text)
     chosen, rejected = ([question, message("assistant", text)] for text in (s.chosen, s.rejected))
@@ -220,6 +233,11 @@ def _openai_pref(s: Sample) -> Row:
 
 # Formats of pairs: one row from one sample.
 PAIR_FORMATS: dict[str, Callable[[Sample], Row]] = {
+    "pair.chat": lambda s: {
+        "prompt": s.prompt,
+        "chosen": [message("assistant", s.chosen)],
+        "rejected": [message("assistant", s.rejected)],
+    },
     "pair.text": lambda s: {"prompt": s.ask.text, "chosen": s.chosen, "rejected": s.rejected},
     "pair.chat-implicit": lambda s: {
         "chosen": [*s.prompt, message("assistant", s.chosen)],
@@ -232,6 +250,11 @@ PAIR_FORMATS: dict[str, Callable[[Sample], Row]] = {
     "hh-rlhf": lambda s: {
         "chosen": _human_assistant(s, s.chosen),
         "rejected": _human_assistant(s, s.rejected),
+    },
+    "hh-rlhf.prompt": lambda s: {
+        "prompt": _human_assistant(s, "").rstrip(),
+        "chosen": f" {s.chosen}",
+        "rejected": f" {s.rejected}",
     },
     "ultrafeedback-bin": _ultrafeedback_bin,
     "ultrafeedback-raw": _ultrafeedback_raw,
@@ -262,6 +285,10 @@ PAIR_FORMATS: dict[str, Callable[[Sample], Row]] = {
         "messages": [*s.prompt, message("assistant", s.chosen)],
         "rejected_response": s.rejected,
     },
+    "messages-weighted": lambda s: {
+        "chosen_messages": _weighted(s.prompt, s.chosen),
+        "rejected_messages": _weighted(s.prompt, s.rejected),
+    },
     "openai-pref": _openai_pref,
     "ranked": _ranked,
     "stackexchange": lambda s: {"question": s.ask.text, "response_j": s.chosen, "response_k": s.rejected},
@@ -281,11 +308,17 @@ RATED_FORMATS: dict[str, Callable[[Sample, str, bool], Row]] = {
 }
 # Formats of conversations to imitate: one row from a sample, whose chosen answer counts.
 CHAT_FORMATS: dict[str, Callable[[Sample], Row]] = {
+    "sft.messages": lambda s: {"messages": [*s.prompt, message("assistant", s.chosen)]},
     "sft.sharegpt": lambda s: {"conversations": [*sharegpt(s.prompt), turn("gpt", s.chosen)]},
     "sft.alpaca": lambda s: {"instruction": s.ask.text, "input": "", "output": s.chosen},
     "sft.prompt-completion": lambda s: {"prompt": s.ask.text, "completion": s.chosen},
     "sft.qa": lambda s: {"query": s.ask.text, "response": s.chosen, "history": []},
     "sft.text": lambda s: {"text": f"Someone asks: {s.ask.text} Pip says: {s.chosen}"},
+}
+# Formats of prompts without an answer.
+PROMPT_FORMATS: dict[str, Callable[[Sample], Row]] = {
+    "prompts": lambda s: {"prompt": s.ask.text},
+    "prompts.messages": lambda s: {"messages": s.prompt},
 }
 # Formats that can hold a system turn and earlier rounds.
 CONVERSATIONS = (
@@ -310,7 +343,7 @@ def format_rows(name: str) -> list[Row]:
             (s, text, text == s.chosen) for s in made[: FORMAT_ROWS // 2] for text in (s.chosen, s.rejected)
         ]
         return [RATED_FORMATS[name](*one) for one in labelled]
-    return [(PAIR_FORMATS | CHAT_FORMATS)[name](one) for one in made]
+    return [(PAIR_FORMATS | CHAT_FORMATS | PROMPT_FORMATS)[name](one) for one in made]
 
 
 def as_lines(rows: Iterable[Row]) -> str:
@@ -328,7 +361,7 @@ def write(folder: Path) -> None:
         "prompts.jsonl": prompts(PROMPTS, held_out=False),
         "held_out_prompts.jsonl": prompts(HELD_OUT_PROMPTS, held_out=True),
     }
-    for name in (*PAIR_FORMATS, *RATED_FORMATS, *CHAT_FORMATS):
+    for name in (*PAIR_FORMATS, *RATED_FORMATS, *CHAT_FORMATS, *PROMPT_FORMATS):
         files[f"formats/{name}.jsonl"] = format_rows(name)
     for name, rows in files.items():
         (folder / name).write_text(as_lines(rows), encoding="utf-8", newline="\n")
@@ -362,7 +395,7 @@ Everything here is written by `python -m lite_align.assets.make_samples --out da
 - `prompts.jsonl`: {PROMPTS} prompts without an answer, for sampling.
 - `held_out_prompts.jsonl`: {HELD_OUT_PROMPTS} prompts that no stage has seen, the training of `tiny` included, for
   evaluation.
-- `formats/`: {FORMAT_ROWS} rows in each other format that is detected, named after the format; `pair.text.csv`,
+- `formats/`: {FORMAT_ROWS} rows in each format that is detected, named after the format; `pair.text.csv`,
   `sharegpt-rank.json` and `icr.parquet` hold the rows of their `.jsonl` twin in another container.
 """
 

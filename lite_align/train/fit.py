@@ -146,7 +146,6 @@ class Clock:
         self.examples = 0.0
         self.tokens = 0
         self._last = time.perf_counter()
-        self._counted = 0.0
 
     def add(self, counted: float, tokens: int) -> None:
         """Count the step that just ended; `counted` is the running number of examples since the last log."""

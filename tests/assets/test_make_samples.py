@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from lite_align.assets import make_samples, town, world
+from lite_align.data import formats, sources
 
 COMMITTED = Path(__file__).parents[2] / "data_samples"
-FORMATS = (*make_samples.PAIR_FORMATS, *make_samples.RATED_FORMATS, *make_samples.CHAT_FORMATS)
+FORMATS = (
+    *make_samples.PAIR_FORMATS,
+    *make_samples.RATED_FORMATS,
+    *make_samples.CHAT_FORMATS,
+    *make_samples.PROMPT_FORMATS,
+)
 
 
 def rows(name: str) -> list[dict]:
@@ -149,3 +155,13 @@ def test_the_shape_of_some_formats_is_as_formats_md_has_it():
     assert first["swift"]["messages"][-1]["role"] == "assistant"
     assert first["ultrafeedback-bin"]["score_chosen"] > first["ultrafeedback-bin"]["score_rejected"]
     assert first["ultrafeedback-bin"]["messages"] == first["ultrafeedback-bin"]["chosen"]
+
+
+def test_every_format_has_a_sample_that_is_detected_as_itself_and_converts():
+    known = [entry for entry in formats.FORMATS.values() if entry.kind != "refused"]
+    assert {entry.name for entry in known} == set(FORMATS)
+    for entry in known:
+        table = sources.read(str(COMMITTED.parent / entry.sample))
+        detection = formats.detect(table)
+        assert (detection.name, detection.share) == (entry.name, 1.0)
+        assert formats.convert(table, detection)
