@@ -71,26 +71,12 @@ def test_readme_shows_the_two_commands_first():
     assert first < second < 1200
 
 
-def test_readme_table_of_losses_is_the_one_of_the_code():
+@pytest.mark.parametrize("part", ["losses", "formats", "benchmark"])
+def test_generated_parts_of_the_readme_are_current(part):
+    from benchmarks import readme
     from lite_align.losses.preference import markdown_table
 
-    assert markdown_table() in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_readme_table_of_formats_is_the_one_of_the_code():
-    from lite_align.data.formats import FORMATS
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [f for f in FORMATS.values() if f"| `{f.name}` | {f.kind} |" not in readme]
-    assert not missing
-
-
-def test_every_benchmark_figure_in_the_readme_stands_in_a_result_file():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    import json
-
-    results = json.loads((ROOT / "benchmarks/results/dpo-cpu.json").read_text(encoding="utf-8"))
-    for result in results["results"]:
-        assert f"{result['speed_ratio']:.2f}x" in readme
-        assert f"{result['memory_ratio']:.2f}x" in readme
-    assert results["machine"]["cpu"] in readme
+    made = {"losses": markdown_table, "formats": readme.formats_table, "benchmark": readme.benchmark_table}
+    assert made[part]() in (ROOT / "README.md").read_text(encoding="utf-8"), (
+        "run: python -m benchmarks.readme"
+    )
