@@ -188,7 +188,7 @@ def progress_fields(row: Mapping[str, float]) -> dict[str, float | str]:
     """The few numbers that stand beside the progress bar."""
     shown = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin"}
     fields: dict[str, float | str] = {short: row[name] for name, short in shown.items() if name in row}
-    fields["speed"] = f"{row['examples_per_second']:.3g} examples/s  {row['tokens_per_second']:,.0f} tokens/s"
+    fields["speed"] = f"{row['examples_per_second']:.3g} ex/s  {row['tokens_per_second']:,.0f} tok/s"
     return fields
 
 

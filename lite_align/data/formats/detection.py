@@ -23,6 +23,7 @@ _HOLDS: dict[Kind, tuple[str, str]] = {  # what rows of a kind are called, and t
     "rated": ("single answers with a thumb", "dpo"),
     "refused": ("rows that cannot be trained", ""),
 }
+_BUILT = {"dpo"}  # verbs that exist; sft and sample join them with their stages
 _OPTIONAL = (
     *("category", "source", "task", "id", "margin", "weight", "system", "input", "history"),
     *("score_chosen", "score_rejected", "label"),
@@ -292,9 +293,14 @@ def _refuse(
 
 def _other_kind(table: RawTable, chosen: Format, wanted: Kind) -> DataError:
     holds, verb = _HOLDS[chosen.kind]
+    remedy = f"Give {_HOLDS[wanted][0]}."
+    if verb in _BUILT:
+        remedy = f"Run lite-align {verb} {table.name}, or give {_HOLDS[wanted][0]}."
+    elif verb:
+        remedy += f" Such rows are for lite-align {verb}, which this version does not have yet."
     return DataError(
         f"{table.name} holds {holds} ({chosen.name}: {chosen.description}), not {_HOLDS[wanted][0]}",
-        remedy=f"Run lite-align {verb} {table.name}, or give {_HOLDS[wanted][0]}.",
+        remedy=remedy,
     )
 
 

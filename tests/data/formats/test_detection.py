@@ -75,8 +75,8 @@ def test_no_format_names_the_nearest_and_each_row():
 @pytest.mark.parametrize(
     ("row", "wanted", "verb"),
     [
-        (CHAT, "pair", "lite-align sft data.jsonl"),
-        ({"prompt": "p"}, "pair", "lite-align sample data.jsonl"),
+        (CHAT, "pair", "for lite-align sft, which this version does not have yet"),
+        ({"prompt": "p"}, "pair", "for lite-align sample, which this version does not have yet"),
         (TEXT, "chat", "lite-align dpo data.jsonl"),
         (TEXT, "prompt", "lite-align dpo data.jsonl"),
         (TEXT, "rated", "lite-align dpo data.jsonl"),
