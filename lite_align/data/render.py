@@ -92,7 +92,7 @@ class Renderer:
     Args:
         tokenizer: a fast tokenizer with a chat template; it is not changed.
         template: a chat template to use in place of the tokenizer's.
-        trusted: the template is our own, so no child process tries it first (FAILURES.md S5).
+        trusted: the template is our own, so no child process tries it first.
         vocabulary: rows of the model's embedding; no id that the template writes may lie beyond it (LA210).
 
     Raises:

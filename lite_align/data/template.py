@@ -38,7 +38,7 @@ class Refused(Exception):
 
     Args:
         reason: one word for counting (`template`, `roles`, `empty`, `control_tokens`).
-        detail: the sentence for people, with the rule (FAILURES: LA…) where there is one.
+        detail: the sentence for people, with the rule (LA…) where there is one.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -328,7 +328,7 @@ print(json.dumps({"longest": longest}))
 
 
 def _probe_in_child(source: str, variables: dict[str, str]) -> None:
-    """Render small conversations in a child with limits on time and memory (FAILURES.md S5).
+    """Render small conversations in a child with limits on time and memory.
 
     The limit on time is CPU time, so that a busy machine refuses nothing; the wall clock only catches a child
     that the operating system cannot limit. A template that raises on a probe is not refused here.

@@ -202,7 +202,7 @@ class DPO:
         Returns the largest difference found in nats, the loss and the value it must have.
 
         Raises:
-            TrainingStopped: the policy does not start at its reference (FAILURES: LA401 to LA405).
+            TrainingStopped: the policy does not start at its reference (rules LA401 to LA405).
         """
         if self.train.reference is None or self.objective.at_zero is None:
             return {"reference": "none", "loss": None, "expected": None, "largest_difference": None}

@@ -26,7 +26,7 @@ PROBES = 8  # held-out prompts that are answered before and after
 PROBE_TOKENS = 128
 HELD_OUT, MOST_HELD_OUT = 0.1, 512  # share and number of held-out pairs where the recipe does not say
 LONGEST = 2048  # tokens of prompt and answer where the recipe does not say
-FEW_EXAMPLES = 2000  # below this a second epoch is worth its time (RLHF.md 4)
+FEW_EXAMPLES = 2000  # below this a second epoch is worth its time
 SAVES, EVALUATIONS = 10, 5  # in a whole run, where the recipe says "auto"
 
 AnyResolved = TypeVar("AnyResolved", bound=Resolved[Any])
@@ -41,7 +41,7 @@ def require_one_process() -> None:
     """Refuse a start in several processes: they would write one run folder, each on a part of the examples.
 
     Raises:
-        UserError: WORLD_SIZE, which torchrun and accelerate set, is not 1 (FAILURES: LA412).
+        UserError: WORLD_SIZE, which torchrun and accelerate set, is not 1 (rule LA412).
     """
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":

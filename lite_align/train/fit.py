@@ -18,7 +18,7 @@ from lite_align.train.engine import BatchT, Engine, Loss, Window
 from lite_align.train.run import Run, library_versions
 from lite_align.view import View
 
-METER_STEPS = 20  # the moving-parameter meter is read once after this many updates (FAILURES: LA406)
+METER_STEPS = 20  # the moving-parameter meter is read once after this many updates (rule LA406)
 METER_SHARE = 0.99  # bf16 adapters move less than 1 % at DPO learning rates, fp32 ones all
 
 
