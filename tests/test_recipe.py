@@ -114,9 +114,9 @@ def test_what_is_not_utf_8_or_too_large_is_refused():
 def test_an_alias_bomb_is_refused_at_once():
     lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
     lines += [f"{n}: &{n} [" + ",".join([f"*{p}"] * 9) + "]" for p, n in zip("abcdefgh", "bcdefghi")]
-    started = time.perf_counter()
+    started = time.process_time()
     found = problems("\n".join(lines))
-    assert time.perf_counter() - started < 0.05
+    assert time.process_time() - started < 0.05
     assert any("alias" in line for line in found)
 
 
