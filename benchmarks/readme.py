@@ -28,7 +28,8 @@ def benchmark_table() -> str:
         "`python -m benchmarks.dpo` against TRL 1.16 on the same rows, weights, LoRA shape, batch and precision, "
         "interleaved in one run, reference pass included, medians. TRL with its best flags and its completion-only "
         "head switched on for the CPU (as installed it is several times slower there). A 15M-parameter model, "
-        "prompts of about 115 and answers of about 47 tokens.",
+        "prompts of about 115 and answers of about 47 tokens. Both sides with OpenMP's default waiting; the command "
+        "line sets OMP_WAIT_POLICY=PASSIVE where it is unset.",
         "",
         "| precision | epochs | TRL, CPU s a pair | lite-align | pairs per CPU second | memory |",
         "|---|---|---|---|---|---|",
