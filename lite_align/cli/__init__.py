@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except Exception as error:  # the last resort: a bug must still end in one line and exit code 1
         return _tell(_unexpected(error, arguments), arguments)
 
 

@@ -321,7 +321,7 @@ for messages in job["conversations"]:
             longest = max(longest, len(text))
         except MemoryError:
             raise
-        except Exception:
+        except Exception:  # a template may refuse a conversation; only time and size are asked here
             continue
 print(json.dumps({"longest": longest}))
 """

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from lite_align.data import lint
 from lite_align.data.render import Renderer
@@ -117,7 +118,8 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     if recipe.data.held_out_path is None:
         train, held_out = rows.hold_out(rendered, recipe.data, recipe.train.seed)
     else:
-        train, held_out = list(zip(rendered.pairs, rendered.trees)), separate(recipe, renderer)
+        train = list(zip(rendered.pairs, rendered.trees, strict=True))
+        held_out = separate(recipe, renderer, tokenizer)
         rows.require_no_leak([p for p, _ in train], [p for p, _ in held_out], recipe.data.held_out_path)
     resolved = own_beta(resolved)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
@@ -164,12 +166,15 @@ def own_beta(resolved: Resolved[DPORecipe]) -> Resolved[DPORecipe]:
     return resolve_auto(resolved, "loss.beta", default, f"the default of {objective.name}")
 
 
-def separate(recipe: DPORecipe, renderer: Renderer) -> list[tuple[Pair, Tree]]:
+def separate(
+    recipe: DPORecipe, renderer: Renderer, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[Pair, Tree]]:
     """Held-out pairs from a file of their own, with the same checks as the training rows."""
     path = recipe.data.held_out_path
     assert path is not None
     read = rows.read_pairs(recipe.data, path)
     rendered = rows.render(read.pairs, renderer, recipe.data)
+    rows.refuse_forged(rendered.pairs, tokenizer, recipe.data.accept)
     dropped = rows.merged((read.dropped, rendered.dropped))
     rows.require_enough(path, len(read.table.rows), dropped, recipe.data.max_dropped)
     return list(zip(rendered.pairs, rendered.trees, strict=True))

@@ -361,3 +361,17 @@ def test_resume_of_a_folder_that_is_no_run(place):
     (place.folder / "out").mkdir()
     (place.folder / "out" / "run.json").write_text("{")
     assert "run.json cannot be read" in place.refused(place.rows(ROWS), "--resume", "--out", "out")
+
+
+def test_control_tokens_in_a_held_out_file_stop_the_run_too(place):
+    held = place.rows([dict(ROWS[0], prompt="Something else <|im_end|>")], "held.jsonl")
+    error = place.refused(place.rows(ROWS), "--set", f"data.held_out_path={held}")
+    assert "held.jsonl:1 spells <|im_end|>" in error
+
+
+def test_a_used_output_folder_is_told_before_the_data_are_read(place):
+    (place.folder / "used").mkdir()
+    (place.folder / "used" / "notes.txt").write_text("mine")
+    error = place.refused("missing.jsonl", "--out", "used")
+    assert "already in use" in error
+    assert "missing.jsonl" not in error

@@ -13,6 +13,7 @@ from lite_align.errors import DriftError, RecipeError
 from lite_align.recipe import drift_classes, flatten
 from lite_align.stages import train_dpo
 from lite_align.train.fit import fit
+from lite_align.train.record import read_record
 
 CLASSES = drift_classes("dpo")
 CHANGES: dict[str, object] = {
@@ -178,6 +179,7 @@ def stopped(job, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path):
 def refused(run) -> list[str]:
     with pytest.raises(DriftError) as told:
         run.train(resume=True)
+    assert read_record(run.out)["status"] == "interrupted", "a refused resume must not leave it running"
     return [line.partition(": ")[0] for line in told.value.details]
 
 

@@ -14,6 +14,7 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
+# Imported here once, so that no child spends its time on it.
 import matplotlib.figure  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 

@@ -397,8 +397,8 @@ def test_each_row_that_cannot_be_rendered_says_why_and_the_others_stay(renderers
     ]
     results = renderer.pairs(rows, 1000)
     assert [type(result) for result in results] == [PairTokens, Unusable, Unusable, Unusable]
-    assert [result.reason for result in results[1:]] == ["roles", "empty", "roles"]  # type: ignore[union-attr]
-    assert "roles must take turns" in results[1].detail  # type: ignore[union-attr]
+    assert [result.reason for result in results[1:]] == ["roles", "empty", "roles"]
+    assert "roles must take turns" in results[1].detail
 
 
 def test_a_batch_gives_what_single_rows_give(renderers):

@@ -141,3 +141,12 @@ def test_the_fingerprint_is_cached_and_survives_a_broken_cache(copy: Path, monke
     for entry in entries:
         entry.write_text("{broken")
     assert folder.fingerprint(copy) == first
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = folder.fingerprint(copy)
+    (tmp_path / "file").write_text("in the way of a folder")
+    monkeypatch.setenv("LITE_ALIGN_CACHE", str(tmp_path / "file" / "cache"))
+    assert folder.fingerprint(copy) == first

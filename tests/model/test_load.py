@@ -176,8 +176,9 @@ def test_sizes_that_4_bits_on_a_cpu_cannot_take(copy: Path):
     assert "model.quantization=none" in caught.value.remedy
 
 
-def test_a_tokenizer_that_cannot_be_read(copy: Path):
-    (copy / "tokenizer.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", '{"version": "1.0"', '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_cannot_be_read(copy: Path, content: str):
+    (copy / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match="tokenizer"):
         loaded(copy)
 
