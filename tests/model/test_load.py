@@ -176,7 +176,13 @@ def test_sizes_that_4_bits_on_a_cpu_cannot_take(copy: Path):
     assert "model.quantization=none" in caught.value.remedy
 
 
-@pytest.mark.parametrize("content", ["{}", '{"version": "1.0"', '{"model": {"type": "BPE"}}'])
+# The last one is JSON with a merge of unknown tokens, for which `tokenizers` raises a bare Exception.
+BROKEN_MERGE = (
+    '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}'
+)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"version": "1.0"', BROKEN_MERGE])
 def test_a_tokenizer_that_cannot_be_read(copy: Path, content: str):
     (copy / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match="tokenizer"):
