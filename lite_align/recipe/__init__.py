@@ -16,6 +16,7 @@ from lite_align.recipe.schema import (
     Recipe,
     RewardRecipe,
     SFTRecipe,
+    SpeedOptions,
     TrainOptions,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "Resolved",
     "RewardRecipe",
     "SFTRecipe",
+    "SpeedOptions",
     "TrainOptions",
     "document",
     "drift_classes",

@@ -49,9 +49,9 @@ class ModelOptions(Block):
         description="Arithmetic of the base; auto: bfloat16 on a GPU that has it.",
         json_schema_extra=REFUSE,
     )
-    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+    gradient_checkpointing: Literal["auto", "on", "off"] | PositiveInteger = Field(
         default="auto",
-        description="Recompute activations in the backward pass: slower, less memory.",
+        description="Recompute activations: in all blocks, in none, or in so many.",
         json_schema_extra=ASK,
     )
 
@@ -220,6 +220,45 @@ class TrainOptions(Block):
     )
 
 
+class SpeedOptions(Block):
+    """Shortcuts that change time and memory and no result; switched off, each takes the plain path."""
+
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Compile the decoder blocks; auto: on a GPU, if the run is long enough to pay for it.",
+        json_schema_extra=ASK,
+    )
+    share_prompts: bool = Field(
+        default=True,
+        description="Compute a prompt once for all of its answers.",
+        json_schema_extra=ASK,
+    )
+    fused_lora: bool = Field(
+        default=True, description="Add the adapter in one fused product.", json_schema_extra=ASK
+    )
+    frozen_head: bool = Field(
+        default=True,
+        description="Log-probs and their gradient in one pass over the frozen head.",
+        json_schema_extra=ASK,
+    )
+    unnest_scales: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Unpack the quantised scales of nf4 once, at loading; auto: where they fit.",
+        json_schema_extra=REFUSE,
+    )
+    offload_embeddings: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Keep the input embedding in the memory of the host; auto: on small GPUs.",
+        json_schema_extra=FREE,
+    )
+    fused_optimizer: bool = Field(
+        default=True, description="AdamW as one kernel over one buffer.", json_schema_extra=ASK
+    )
+    load_while_reading: bool = Field(
+        default=True, description="Load the weights while the rows are tokenised.", json_schema_extra=FREE
+    )
+
+
 class PPOOptions(Block):
     """Rollouts and the clipped update."""
 
@@ -262,6 +301,7 @@ class SFTRecipe(Block):
     data: DataOptions = DataOptions()
     lora: LoraOptions = LoraOptions()
     train: TrainOptions = TrainOptions()
+    speed: SpeedOptions = SpeedOptions()
 
 
 class WithoutDropout(Block):
@@ -290,6 +330,7 @@ class DPORecipe(WithoutDropout):
     stage: Literal["dpo"] = "dpo"
     loss: LossOptions = LossOptions()
     train: TrainOptions = TrainOptions()
+    speed: SpeedOptions = SpeedOptions()
 
 
 class RewardRecipe(WithoutDropout):
@@ -297,6 +338,7 @@ class RewardRecipe(WithoutDropout):
 
     stage: Literal["reward"] = "reward"
     train: TrainOptions = TrainOptions()
+    speed: SpeedOptions = SpeedOptions()
 
 
 class PPORecipe(WithoutDropout):
@@ -305,6 +347,7 @@ class PPORecipe(WithoutDropout):
     stage: Literal["ppo"] = "ppo"
     ppo: PPOOptions = PPOOptions()
     train: TrainOptions = TrainOptions()
+    speed: SpeedOptions = SpeedOptions()
 
 
 Recipe = DPORecipe | SFTRecipe | RewardRecipe | PPORecipe

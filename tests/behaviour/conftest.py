@@ -36,6 +36,7 @@ def settings(**changes: object) -> dict[str, object]:
         "model.quantization": "none",
         "model.dtype": "float32",
         "model.gradient_checkpointing": "off",
+        "speed.compile": "off",
         "data.held_out": HELD_OUT / PAIRS,
         "lora.rank": 4,
         "train.learning_rate": 1e-2,

@@ -59,6 +59,14 @@ CHANGES: dict[str, object] = {
     "train.eval_steps": 2,
     "train.log_steps": 1,
     "train.keep_checkpoints": 3,
+    "speed.compile": "on",
+    "speed.share_prompts": False,
+    "speed.fused_lora": False,
+    "speed.frozen_head": False,
+    "speed.unnest_scales": "off",
+    "speed.offload_embeddings": "on",
+    "speed.fused_optimizer": False,
+    "speed.load_while_reading": False,
 }
 LOSS = {"loss.options": "hinge"}  # a loss that has the option
 
