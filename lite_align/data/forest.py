@@ -73,6 +73,7 @@ class Batch:
         first_leaf: tree n owns the leaves `first_leaf[n]` to `first_leaf[n + 1] - 1`.
         keys: the keys of the N trees.
         tokens: number of tokens without padding.
+        host_ids: `input_ids` on the host, wherever the batch is.
         segments: the S segments as host integers: first one per leaf, in order, then one for the padding.
     """
 
@@ -91,6 +92,7 @@ class Batch:
     first_leaf: tuple[int, ...]
     keys: tuple[int, ...]
     tokens: int
+    host_ids: Tensor
     segments: tuple[Segment, ...]
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -98,7 +100,7 @@ class Batch:
         moved = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and field.name != "host_ids":
                 moved[field.name] = value.to(device, non_blocking=True)
         return replace(self, **moved)
 
@@ -243,8 +245,9 @@ def batch(trees: Sequence[Tree], *, pad_to: int = 1, pad_id: int = 0) -> Batch:
         cu_q.append(segment.stop)
         cu_k.append(len(kv_index))
     leaf = torch.tensor([leaf for _, leaf in row.terms], dtype=torch.int64)
+    ids = torch.tensor([row.ids], dtype=torch.int64)
     return Batch(
-        input_ids=torch.tensor([row.ids], dtype=torch.int64),
+        input_ids=ids,
         position_ids=torch.tensor([row.positions], dtype=torch.int64),
         kv_index=torch.tensor(kv_index, dtype=torch.int64),
         cu_q=torch.tensor(cu_q, dtype=torch.int32),
@@ -259,5 +262,6 @@ def batch(trees: Sequence[Tree], *, pad_to: int = 1, pad_id: int = 0) -> Batch:
         first_leaf=tuple(row.first_leaf),
         keys=tuple(tree.key for tree in trees),
         tokens=tokens,
+        host_ids=ids,
         segments=tuple(row.segments),
     )

@@ -7,22 +7,22 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lite_align.errors import ModelError
 from lite_align.model import attention, lora
 from lite_align.model import generate as generation
+from lite_align.model.blocks import Blocks
 from lite_align.model.kernels import BatchLike
 from lite_align.model.load import Loaded, weights_sha256
 from lite_align.model.logps import choose_head, token_logps
-from lite_align.recipe import LoraOptions
+from lite_align.recipe import LoraOptions, SpeedOptions
+
+_AS_IS = SpeedOptions()
 
 SHARING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest relative difference of hidden states that rounding explains when leaves share their root."""
@@ -37,6 +37,11 @@ class Role(StrEnum):
 
 class ForestBatch(BatchLike, Protocol):
     """What the backbone needs of a packed batch (see `lite_align.data.forest.Batch`)."""
+
+    @property
+    def host_ids(self) -> Tensor:
+        """(1, T) int64, `input_ids` in the memory of the host."""
+        ...
 
     @property
     def predict(self) -> Tensor:
@@ -67,24 +72,29 @@ class Backbone:
         loaded: the base; adapters are injected into it, so it belongs to this backbone from now on.
         options: shape of the adapter.
         seed: of the adapter's A matrices.
+        speed: which shortcuts are taken; `compile` is no where it is `auto`.
 
     Attributes:
         loaded: the base with its tokenizer, name and identity.
         model: the base with its adapters.
         shares_prefixes: whether leaves share their root's computation; if not, each leaf is run alone.
+        blocks: the decoder blocks; `recompute` says how many of them recompute their activations.
         notes: what was decided while building, one line each.
 
     Raises:
         ModelError: the model has no such targets, or its logits cannot be computed from hidden states.
     """
 
-    def __init__(self, loaded: Loaded, options: LoraOptions, *, seed: int) -> None:
+    def __init__(
+        self, loaded: Loaded, options: LoraOptions, *, seed: int, speed: SpeedOptions = _AS_IS
+    ) -> None:
         self.loaded = loaded
         self.model = loaded.model
         self.notes = list(loaded.notes)
         self.dtype = loaded.dtype
-        self.device = loaded.model.device
+        self.device = loaded.device
         self.options = options
+        self.speed = speed
         self.targets = lora.find_targets(self.model, options, loaded.quirk.targets)
         self.kernel = attention.choose(self.model.config, self.device, self.dtype)
         self.shares_prefixes = self._probe_sharing()
@@ -92,11 +102,20 @@ class Backbone:
         self._adapters: dict[Role, str | None] = {Role.POLICY: Role.POLICY.value, Role.REFERENCE: None}
         self._layers = lora.layers(self.model)
         self._switch(Role.POLICY)
-        self.head = choose_head(self.model)
+        self.head = choose_head(self.model, frozen=speed.frozen_head)
+        self.blocks = Blocks(self.model, self._contexts, random=options.dropout > 0)
+        if speed.compile == "on":
+            self.blocks.compile()
 
     def _attach(self, role: Role, seed: int) -> Any:
         return lora.attach(
-            self.model, role.value, self.targets, self.options, base_name=self.loaded.name, seed=seed
+            self.model,
+            role.value,
+            self.targets,
+            self.options,
+            base_name=self.loaded.name,
+            seed=seed,
+            fused=self.speed.fused_lora,
         )
 
     def _probe_sharing(self) -> bool:
@@ -163,19 +182,9 @@ class Backbone:
             self._adapters[Role.REFERENCE] = Role.REFERENCE.value
         self._switch(self._role)
 
-    def checkpointing(self, on: bool) -> None:
-        """Recompute the activations of each block in the backward pass, under the role of the forward pass."""
-        run: Any = partial(
-            checkpoint,
-            use_reentrant=False,
-            context_fn=self._contexts,
-            preserve_rng_state=self.options.dropout > 0,
-        )
-        for module in self.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                # Not through the model's own switch: it makes the embeddings ask for a gradient nobody needs.
-                module.gradient_checkpointing = on
-                module._gradient_checkpointing_func = run
+    def recompute(self, blocks: int) -> None:
+        """Recompute the activations of so many blocks in the backward pass, under the role of the forward."""
+        self.blocks.recompute(blocks)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), self.role(self._role)
@@ -187,13 +196,15 @@ class Backbone:
         if not self.shares_prefixes:
             return self._hidden_leaf_by_leaf(batch)
         plan = attention.plan(batch, self.kernel)
-        output = self.model.base_model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=plan.mask,
-            use_cache=False,
-            plan=plan,
-        )
+        embedding = self.loaded.embedding
+        with embedding.reading(batch.host_ids) if embedding else nullcontext():
+            output = self.model.base_model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                attention_mask=plan.mask,
+                use_cache=False,
+                plan=plan,
+            )
         return output.last_hidden_state[0]
 
     def _hidden_leaf_by_leaf(self, batch: ForestBatch) -> Tensor:
@@ -228,15 +239,17 @@ class Backbone:
     ) -> list[tuple[int, ...]]:
         """Answers to prompts as token ids, the stop id included; see `model.generate`."""
         pad = self.loaded.tokenizer.pad_token_id
-        return generation.generate(
-            self.model,
-            prompts,
-            stop_ids=stop_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            pad_id=pad if isinstance(pad, int) else 0,
-            seed=seed,
-        )
+        embedding = self.loaded.embedding
+        with embedding.on_device() if embedding else nullcontext():
+            return generation.generate(
+                self.model,
+                prompts,
+                stop_ids=stop_ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                pad_id=pad if isinstance(pad, int) else 0,
+                seed=seed,
+            )
 
     # Adapters.
 

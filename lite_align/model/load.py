@@ -30,9 +30,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lite_align.errors import ModelError
 from lite_align.model import attention, folder
-from lite_align.recipe import ModelOptions
+from lite_align.model.storage import HostEmbedding, unnest_scales
+from lite_align.recipe import ModelOptions, SpeedOptions
 
 GIB = 2**30
+
+_PLAIN_STORAGE = SpeedOptions()
 
 AUTO_MODELS = (
     (15.0, "Qwen/Qwen2.5-7B-Instruct"),
@@ -92,6 +95,7 @@ class Loaded:
         dtype: of the arithmetic.
         identity: what numbers of the frozen base depend on.
         notes: changes that were made while loading, one line each.
+        embedding: the input embedding, if it lies in the memory of the host.
     """
 
     model: PreTrainedModel
@@ -103,11 +107,17 @@ class Loaded:
     dtype: torch.dtype
     identity: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    embedding: HostEmbedding | None = None
 
     @property
     def quirk(self) -> Quirk:
         """What is special about the architecture."""
         return QUIRKS.get(self.model.config.get_text_config().model_type, Quirk())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; the last weights are there, the first may be an embedding on the host."""
+        return list(self.model.parameters())[-1].device
 
 
 def choose(options: ModelOptions, *, device: torch.device | str, memory: int | None = None) -> Choice:
@@ -151,12 +161,15 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
-def load_model(options: ModelOptions, *, device: torch.device | str) -> Loaded:
+def load_model(
+    options: ModelOptions, *, device: torch.device | str, speed: SpeedOptions = _PLAIN_STORAGE
+) -> Loaded:
     """Load a base model, frozen, ready for shared-prefix batches.
 
     Args:
         options: name, revision, quantisation and dtype; `auto` values are resolved here (see `Loaded`).
         device: where the model goes.
+        speed: whether scales are unpacked and the embedding stays on the host; `auto` is no.
 
     Raises:
         ModelError: the name leads nowhere, or what is there cannot be trained safely; it names the remedy.
@@ -183,6 +196,11 @@ def load_model(options: ModelOptions, *, device: torch.device | str) -> Loaded:
         tokenizer = _tokenizer(path, name)
         model = _weights(path, name, config, quantization, dtype, device, implementation)
     _freeze(model, dtype)
+    if speed.unnest_scales == "on":
+        unnest_scales(model)
+    embedding = HostEmbedding(model) if speed.offload_embeddings == "on" else None
+    if embedding is not None and embedding.tied:
+        notes.append("the embedding is the head as well and stays on the device")
     used = model.config.get_text_config()._attn_implementation
     identity = {
         "base": folder.fingerprint(path),
@@ -191,7 +209,7 @@ def load_model(options: ModelOptions, *, device: torch.device | str) -> Loaded:
         "attention": f"{used} on {device.type}",
         "libraries": _versions(quantization),
     }
-    return Loaded(model, tokenizer, name, path, parameters, quantization, dtype, identity, notes)
+    return Loaded(model, tokenizer, name, path, parameters, quantization, dtype, identity, notes, embedding)
 
 
 def configuration(options: ModelOptions) -> PreTrainedConfig:

@@ -3,7 +3,7 @@
 Shape letters: M tokens, H hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from lite_align.errors import ModelError
+from lite_align.model.blocks import Contexts
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
 """Logits in memory at a time, 16 and 128 MiB: they fit the caches of a CPU, and fill a GPU."""
@@ -86,17 +87,22 @@ def frozen_head(model: PreTrainedModel) -> FrozenHead | None:
 
 
 @torch.no_grad()
-def choose_head(model: PreTrainedModel, *, seed: int = 0) -> Head:
+def choose_head(model: PreTrainedModel, *, frozen: bool = True, seed: int = 0) -> Head:
     """Choose the fast path where it gives the model's own logits, else the model's own head.
 
     Two checks on 8 random tokens: the model's logits are a function of `last_hidden_state` alone; and the fast
     path computes that function, with hidden states scaled up until a softcap would show.
 
+    Args:
+        model: with its adapters.
+        frozen: whether the fast path may be chosen.
+        seed: of the tokens.
+
     Raises:
         ModelError: the model's logits do not come from the last hidden states of its decoder.
     """
     config = model.config.get_text_config()
-    device = next(model.parameters()).device
+    device = list(model.parameters())[-1].device  # the first may be an embedding on the host
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, config.vocab_size, (1, 8), generator=generator).to(device)
     hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
@@ -106,7 +112,7 @@ def choose_head(model: PreTrainedModel, *, seed: int = 0) -> Head:
             f"The logits of {config.model_type} models do not come from their last hidden state.",
             remedy="Use another model; this architecture cannot be trained here.",
         )
-    fast = frozen_head(model)
+    fast = frozen_head(model) if frozen else None
     if fast is None:
         return OwnHead(model)
     largest = _logits(hidden, FrozenHead(fast.weight, fast.bias)).abs().max()
@@ -158,10 +164,6 @@ def own_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
     with _decoder_returns(model, hidden[None]):
         return model(input_ids=ids, use_cache=False).logits[0]
-
-
-Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
-"""Makes the contexts of a forward pass and of its recomputation, as torch's `checkpoint` takes them."""
 
 
 def _no_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

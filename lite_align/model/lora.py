@@ -80,6 +80,7 @@ def attach(
     *,
     base_name: str,
     seed: int,
+    fused: bool = True,
 ) -> LoraConfig:
     """Inject an adapter with fp32 weights, A random by `seed` and B = 0, and use the lean forward for it.
 
@@ -93,6 +94,7 @@ def attach(
         options: rank, alpha and dropout.
         base_name: how the adapter's config names the base.
         seed: of the A matrices; the same seed gives the same adapter on every device.
+        fused: whether layers use the lean forward, or PEFT's own.
 
     Returns the PEFT configuration that `save_adapter` writes.
     """
@@ -124,7 +126,7 @@ def attach(
             value.uniform_(-1, 1, generator=generator).div_(parameter.shape[1] ** 0.5)
         parameter.data = value.to(parameter.device, torch.float32)
         parameter.requires_grad_(True)
-    for layer in layers(model):
+    for layer in layers(model) if fused else ():
         layer.forward = types.MethodType(_forward, layer)
     return config
 

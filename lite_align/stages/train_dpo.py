@@ -234,9 +234,10 @@ def build(prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
     """Load the base, attach the adapter, compute the reference log-probs, and make stage and engine."""
     recipe = prepared.resolved.recipe
     accelerator = Accelerator(cpu=session.device().type == "cpu")
-    loaded = load.load_model(recipe.model, device=accelerator.device)
-    backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed)
-    backbone.checkpointing(recipe.model.gradient_checkpointing == "on")
+    loaded = load.load_model(recipe.model, device=accelerator.device, speed=recipe.speed)
+    backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed, speed=recipe.speed)
+    wish = recipe.model.gradient_checkpointing
+    backbone.recompute(wish if isinstance(wish, int) else len(backbone.blocks) * (wish == "on"))
     for note in loaded.notes + backbone.notes:
         view.section("note", note)
     run.update(

@@ -127,7 +127,9 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
     moved = row.to("meta")
     for field in fields(row):
         before, after = getattr(row, field.name), getattr(moved, field.name)
-        if isinstance(before, torch.Tensor):
+        if field.name == "host_ids":  # for an embedding on the host
+            assert after is before
+        elif isinstance(before, torch.Tensor):
             assert after.device.type == "meta"
             assert after.shape == before.shape
         else:

@@ -205,7 +205,7 @@ def test_a_role_between_forward_and_backward_changes_no_gradient(
     it.fix_reference("base" if kind == "base" else "adapter")
     loss(it).backward()
     expected = gradients(it)
-    it.checkpointing(recompute)
+    it.recompute(99 * recompute)
     value = loss(it)
     with it.role(Role.REFERENCE):
         with torch.no_grad():
@@ -225,8 +225,8 @@ def test_without_the_roles_context_recomputation_is_wrong(tiny_llama: Path, monk
         parameter.requires_grad_(True)
     loss(it).backward()
     expected = gradients(it)
-    monkeypatch.setattr(Backbone, "_contexts", lambda self: (nullcontext(), nullcontext()))
-    it.checkpointing(True)
+    monkeypatch.setattr(it.blocks, "_contexts", lambda: (nullcontext(), nullcontext()))
+    it.recompute(99)
     value = loss(it)
     with it.role(Role.REFERENCE):
         value.backward()
@@ -241,7 +241,7 @@ def test_without_the_roles_context_recomputation_is_wrong(tiny_llama: Path, monk
 def test_losses_of_two_roles_in_one_backward(tiny_llama: Path, recompute: bool):
     it = backbone(tiny_llama)
     it.fix_reference("adapter")
-    it.checkpointing(recompute)
+    it.recompute(99 * recompute)
     loss(it).backward()
     expected = gradients(it)
     first = loss(it)
@@ -256,7 +256,7 @@ def test_recomputation_saves_memory_and_asks_for_no_gradient_of_the_embedding(ti
     it = backbone(tiny_llama)
     saved = {}
     for recompute in (False, True):
-        it.checkpointing(recompute)
+        it.recompute(99 * recompute)
         storages: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
@@ -275,7 +275,7 @@ def test_dropout_is_recomputed_with_the_same_mask(tiny_llama: Path):
     it = backbone(tiny_llama, options=LoraOptions(rank=4, alpha=8.0, dropout=0.3))
     found = []
     for recompute in (False, True):
-        it.checkpointing(recompute)
+        it.recompute(99 * recompute)
         torch.manual_seed(0)
         loss(it).backward()
         found.append(gradients(it))
@@ -395,7 +395,7 @@ def test_models_with_state_run_leaf_by_leaf_exactly(convolutional: Path):
     assert "conv" in it.notes[0] or "recurrent" in it.notes[0]
     rows = [row for tree in ROWS for row in tree]
     for recompute in (False, True):
-        it.checkpointing(recompute)
+        it.recompute(99 * recompute)
         packed, separate = it.leaf_logps(BATCH), alone(it, rows)
         assert torch.allclose(packed, separate, atol=1e-4)
         packed.mean().backward()
