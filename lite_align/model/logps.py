@@ -3,6 +3,7 @@
 Shape letters: M tokens, H hidden size, V vocabulary.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -38,12 +39,14 @@ class FrozenHead:
         bias: (V,) or None.
         scale: factor of the logits.
         softcap: bound of the logits, or None.
+        exact: the weight in fp32, kept for CPUs, which have no product of bf16 numbers with an fp32 result.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    exact: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def frozen_head(model: PreTrainedModel) -> FrozenHead | None:
     if type(head) is not nn.Linear or any(parameter.requires_grad for parameter in head.parameters()):
         return None
     scale, softcap = transform(model.config)
-    return FrozenHead(head.weight, head.bias, scale, softcap)
+    on_cpu = head.weight.device.type == "cpu"
+    return FrozenHead(head.weight, head.bias, scale, softcap, head.weight.float() if on_cpu else None)
 
 
 @torch.no_grad()
@@ -221,11 +225,13 @@ class _FrozenTokenLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, target: Tensor, head: FrozenHead, chunk: int, needs_gradient: bool
     ) -> Tensor:
         chunk = max(1, min(chunk, len(target)))
-        # On CPUs fp32 products are as fast as bf16 ones; on GPUs bf16 products with fp32 results are faster.
-        # Either way the logits are fp32: rounded to bf16 they cost 0.01 nats a token.
-        on_cpu = hidden.device.type == "cpu"
-        weight = head.weight.float() if on_cpu else head.weight
+        # The logits are fp32: rounded to bf16 they cost 0.01 nats a token.
+        weight = head.weight if hidden.device.type == "cuda" else head.weight.float()
+        if head.exact is not None:
+            weight = head.exact
         rows_of = hidden.detach().to(weight.dtype)
+        in_bf16 = head.weight.dtype == hidden.dtype == torch.bfloat16 and _cpu_has_bf16()
+        back = head.weight if in_bf16 else weight
         logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
         jacobian = torch.empty_like(hidden) if needs_gradient else None
         buffer = torch.empty(chunk, len(weight), dtype=torch.float32, device=hidden.device)
@@ -233,11 +239,11 @@ class _FrozenTokenLogps(torch.autograd.Function):
             part = slice(start, start + chunk)
             rows, ids = rows_of[part], target[part]
             y = buffer[: len(rows)]
-            _product(rows, weight, y)
+            _product(rows, weight, y, in_bf16)
             slope = _finish(y, head, needs_gradient)
             logps[part], mass = _normalise(y, ids)
             if jacobian is not None:
-                jacobian[part] = _rows(y, mass, slope, ids, weight, head.scale)
+                jacobian[part] = _rows(y, mass, slope, ids, back, head.scale)
         if jacobian is not None:
             ctx.save_for_backward(jacobian)
         return logps
@@ -248,14 +254,30 @@ class _FrozenTokenLogps(torch.autograd.Function):
         return (jacobian * gradients[0][:, None]).to(jacobian.dtype), None, None, None, None
 
 
-def _product(rows: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Write rows @ weight.T to `out`, in fp32."""
-    if weight.dtype == torch.float32:
-        torch.mm(rows, weight.t(), out=out)
-    elif rows.device.type == "cuda":
+@functools.cache
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _product(rows: Tensor, weight: Tensor, out: Tensor, in_bf16: bool) -> None:
+    """Write rows @ weight.T to `out`, in fp32; `in_bf16` says that both were bf16 before."""
+    if weight.dtype == torch.bfloat16:
         torch.mm(rows, weight.t(), out_dtype=torch.float32, out=out)
-    else:
-        out.copy_(rows @ weight.t())
+        return
+    with _rounding_nothing() if in_bf16 and rows.device.type == "cpu" else nullcontext():
+        torch.mm(rows, weight.t(), out=out)
+
+
+@contextmanager
+def _rounding_nothing() -> Iterator[None]:
+    """Let CPUs multiply fp32 numbers as bf16 ones, with sums in fp32: nothing is lost where they fit into bf16."""
+    matmul: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _finish(y: Tensor, head: FrozenHead, needs_gradient: bool) -> Tensor | None:

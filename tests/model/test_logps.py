@@ -86,11 +86,24 @@ def test_values_and_gradients_equal_fp64(
     expected = exact(hidden, head, target)
     values = logps.token_logps(hidden, head, target, chunk=16)
     assert values.dtype == torch.float32
-    # On the CPU the head computes in fp32 for bf16 states too, so values are exact in both cases.
+    # bf16 numbers are multiplied with sums in fp32, so values are exact in both cases.
     assert (values - expected).abs().max() <= 1e-5 * expected.abs().max()
     ours, theirs = gradient(values, hidden), gradient(expected, hidden)
     assert ours.dtype == dtype
     assert (ours.double() - theirs.double()).norm() <= tolerance * theirs.double().norm()
+
+
+def test_the_setting_for_bf16_operands_is_for_one_product_only():
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    x = torch.tensor([[1 + 2**-12]])  # rounds to 1 in bf16
+    with pytest.raises(RuntimeError, match="stop"), logps._rounding_nothing():
+        assert matmul.fp32_precision == "bf16"
+        raise RuntimeError("stop")
+    assert matmul.fp32_precision == before
+    hidden, head, target = problem(torch.bfloat16, scale=1.0, softcap=None, bias=False)
+    logps.token_logps(hidden, head, target)
+    assert (x @ torch.ones(1, 1)).item() == 1 + 2**-12
 
 
 @settings(deadline=None, max_examples=25)
