@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils import deterministic
 from torch.utils.flop_counter import register_flop_formula
 
 from lite_align.errors import ModelError
@@ -99,15 +98,15 @@ def _repeatable() -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = deterministic.fill_uninitialized_memory
+    fill = torch._C._get_deterministic_fill_uninitialized_memory()
     # Not torch.use_deterministic_algorithms: that also moves a setting of inductor.
     torch._C._set_deterministic_algorithms(True, warn_only=False)
-    deterministic.fill_uninitialized_memory = False
+    torch._C._set_deterministic_fill_uninitialized_memory(False)
     try:
         yield
     finally:
         torch._C._set_deterministic_algorithms(before, warn_only=warn_only)
-        deterministic.fill_uninitialized_memory = fill
+        torch._C._set_deterministic_fill_uninitialized_memory(fill)
 
 
 def _flash_backward(
