@@ -205,6 +205,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         (LlamaConfig(head_dim=256), BF16, (8, 9), KernelKind.VARLEN, "flash"),
         (LlamaConfig(head_dim=208), BF16, (9, 0), KernelKind.VARLEN, "flash"),
         (LlamaConfig(head_dim=208), BF16, (8, 9), KernelKind.MASKED, "208 cannot be trained"),
+        (LlamaConfig(head_dim=208), BF16, (12, 0), KernelKind.MASKED, "208 cannot be trained"),
         (LlamaConfig(), FP16, (7, 5), KernelKind.MASKED, "compute capability 7.5 is below 8.0"),
         (LlamaConfig(), FP32, (9, 0), KernelKind.MASKED, "float32"),
         (LlamaConfig(head_dim=512), BF16, (9, 0), KernelKind.MASKED, "head size 512"),

@@ -157,6 +157,14 @@ def test_gathered_keys_are_not_kept_for_the_backward():
     assert floats == sorted([(tokens, 4, 8)] * 2 + [(tokens, 2, 8)] * 2 + [(4, tokens)])
 
 
+def test_the_log_sum_exp_has_no_gradient():
+    # Its gradient is not computed, so nothing may ask for it and silently get zero.
+    row = forest(SHARED)
+    out, lse = torch.ops.lite_align.varlen_attention(*tensors(row), *VarlenPlan.of(row)[1:], 0.37, 0)
+    assert out.requires_grad
+    assert not lse.requires_grad
+
+
 def test_checkpointing_changes_nothing():
     row = forest(SHARED)
     plan = VarlenPlan.of(row)
