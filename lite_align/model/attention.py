@@ -14,7 +14,8 @@ Never use a built-in implementation with these batches: it reads restarted posit
 document and hides the root from its leaves.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -26,8 +27,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lite_align.errors import ModelError
-from lite_align.model.kernels import BatchLike, MaskedPlan, VarlenPlan, masked_attention
+from lite_align.model import varlen
+from lite_align.model.kernels import BatchLike, MaskedPlan, masked_attention
 from lite_align.model.tiled import TiledPlan
+from lite_align.model.varlen import VarlenPlan
 
 __all__ = [
     "NAME",
@@ -61,7 +64,7 @@ _HARMLESS = {
 
 
 class KernelKind(StrEnum):
-    """How attention is computed (see `tiled.py` and `kernels.py`)."""
+    """How attention is computed (see `tiled.py`, `varlen.py` and `kernels.py`)."""
 
     TILED = "tiled"
     VARLEN = "varlen"
@@ -70,11 +73,15 @@ class KernelKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The kernel of a model, chosen once after loading; `dtype` and `windows` matter to MASKED only."""
+    """The kernel of a model, known from its configuration; `dtype` and `windows` matter to MASKED only.
+
+    `reason` says in words what was chosen and why; it takes no part in comparisons.
+    """
 
     kind: KernelKind
     dtype: torch.dtype = torch.float32
     windows: tuple[int, ...] = ()
+    reason: str = field(default="", compare=False)
 
 
 class Sharing(NamedTuple):
@@ -94,27 +101,74 @@ def register() -> None:
 
 
 def choose(config: PreTrainedConfig, device: torch.device | str, dtype: torch.dtype) -> Kernel:
-    """Choose the kernel for a model on this device with activations of this dtype.
+    """Choose the kernel for a model on this device with activations of this dtype; no weights are needed.
 
     CPU: tiles. CUDA: the varlen flash kernel, where it can run (fp16 or bf16, compute capability 8.0 and up,
-    head size a multiple of 8 up to 256, no softcap); tiles with a softcap; else the mask.
+    head size a multiple of 8 up to 256); tiles with a softcap, or a head size that no fast kernel takes; else
+    the mask.
     """
     options = config.get_text_config().to_dict()
     device = torch.device(device)
-    if device.type != "cuda" or options.get("attn_logit_softcapping"):
-        return Kernel(KernelKind.TILED)
-    head = options.get("head_dim") or options["hidden_size"] // options["num_attention_heads"]
-    flash = (
-        dtype in (torch.float16, torch.bfloat16)
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and head <= 256
-        and head % 8 == 0
-        and not options.get("v_head_dim")
-    )
-    if flash:
-        return Kernel(KernelKind.VARLEN)
-    window = options.get("sliding_window")
-    return Kernel(KernelKind.MASKED, dtype, (window,) if window else ())
+    if device.type != "cuda":
+        return Kernel(KernelKind.TILED, reason=f"tiles, made for the {device.type.upper()}")
+    # Not flex_attention, which caps scores too: it must be compiled, has no backward on the CPU to be tested
+    # with (torch 2.13), and the models that cap attention scores (Gemma 2) are few.
+    if softcap := options.get("attn_logit_softcapping"):
+        return Kernel(KernelKind.TILED, reason=f"tiles: attention scores are capped at {softcap:g}")
+    if odd := [size for size in _head_sizes(options) if size % 8]:
+        return Kernel(KernelKind.TILED, reason=f"tiles: head size {odd[0]} is no multiple of 8")
+    capability = torch.cuda.get_device_capability(device)
+    lack = _flash_lacks(options, capability, dtype)
+    if not lack:
+        card = f"{_name(dtype)}, {_card(capability)}"
+        return Kernel(KernelKind.VARLEN, reason=f"varlen flash attention: {card}")
+    slides = "sliding_attention" in (options.get("layer_types") or ["sliding_attention"])
+    windows = tuple(_numbers(options, "sliding_window")) if slides else ()
+    reason = f"a mask of all pairs of tokens (slower): {lack}"
+    return Kernel(KernelKind.MASKED, dtype, tuple(sorted(set(windows))), reason)
+
+
+def _flash_lacks(options: dict, capability: tuple[int, int], dtype: torch.dtype) -> str:
+    """Say why the varlen flash kernel cannot run a model; nothing where it can."""
+    sizes = _head_sizes(options)
+    if capability < (8, 0):
+        return f"{_card(capability)} is below 8.0"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"activations are {_name(dtype)}, not float16 or bfloat16"
+    if max(sizes) > 256:
+        return f"head size {max(sizes)} is above 256"
+    # Their backward needs the shared memory of the large cards, as torch checks for its own attention
+    # (check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120 in sdp_utils.cpp).
+    small = (8, 0) < capability < (9, 0) or capability >= (12, 0)
+    if small and (large := [size for size in sizes if 192 < size <= 224]):
+        return f"head size {large[0]} cannot be trained with {_card(capability)}"
+    if options.get("v_head_dim"):
+        return "values have a head size of their own"
+    return "" if varlen.flash_is_usable() else "this torch was built without flash attention"
+
+
+def _card(capability: tuple[int, int]) -> str:
+    return f"compute capability {capability[0]}.{capability[1]}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _head_sizes(options: dict) -> list[int]:
+    sizes = set(_numbers(options, "head_dim"))
+    if not options.get("head_dim"):
+        sizes.add(options["hidden_size"] // options["num_attention_heads"])
+    return sorted(sizes)
+
+
+def _numbers(options: dict, ending: str) -> Iterator[int]:
+    """Yield the numbers under keys with this ending, those of single layers (`per_layer_config`) included."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, ending)
+        elif str(name).endswith(ending) and isinstance(value, int) and value:
+            yield value
 
 
 def plan(batch: BatchLike, kernel: Kernel | None = None) -> AttentionPlan:

@@ -1,7 +1,6 @@
 """Packed trees against separate, unpadded rows on transformers' own attention: log-probs and LoRA gradients."""
 
 import copy
-import math
 import random
 from collections.abc import Callable
 
@@ -28,7 +27,6 @@ from lite_align.data.forest import Batch, batch, grow
 from lite_align.data.types import Rendered
 from lite_align.model import attention
 from lite_align.model.attention import Kernel, KernelKind, can_share
-from lite_align.model.kernels import VarlenCall
 
 # transformers 5.23 renamed what peft 0.21 and transformers 5.17 call so; drop this with both.
 pytestmark = pytest.mark.filterwarnings(
@@ -156,26 +154,8 @@ def differences(expected, got) -> tuple[float, float]:
     return (logps - other_logps).abs().max().item(), ((flat - other).norm() / flat.norm()).item()
 
 
-def varlen_on_the_cpu(query, key, value, call: VarlenCall):
-    """Do what flash attention does on CUDA: bottom-right causal attention, segment by segment."""
-    outs = []
-    groups = query.shape[1] // key.shape[1]
-    bounds_q, bounds_k = call.cu_q.tolist(), call.cu_k.tolist()
-    for s in range(len(bounds_q) - 1):
-        q = query[bounds_q[s] : bounds_q[s + 1]].transpose(0, 1)
-        k, v = (x[bounds_k[s] : bounds_k[s + 1]].transpose(0, 1) for x in (key, value))
-        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-        size, keys = q.shape[1], k.shape[1]
-        ahead = torch.arange(keys) - (torch.arange(size)[:, None] + keys - size)
-        hidden = (ahead > 0) | (ahead <= -(call.window or keys))
-        scores = (q @ k.mT * call.scale).masked_fill(hidden, -math.inf)
-        outs.append((scores.softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(outs)
-
-
 def plan_of(kind: KernelKind, row: Batch):
-    made = attention.plan(row, Kernel(kind, torch.float32, (WINDOW,)))
-    return made._replace(kernel=varlen_on_the_cpu) if kind is KernelKind.VARLEN else made
+    return attention.plan(row, Kernel(kind, torch.float32, (WINDOW,)))
 
 
 @pytest.mark.slow
@@ -193,7 +173,8 @@ def test_every_kernel_equals_separate_rows(name):
         assert gradient <= 1e-4, kind
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("kind", list(KernelKind))
+def test_gradient_checkpointing_changes_nothing(kind):
     config = ARCHITECTURES["mistral, window"]
     groups, row = forest()
 
@@ -201,7 +182,7 @@ def test_gradient_checkpointing_changes_nothing():
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
     logps, gradient = differences(
-        separate(config, groups), packed(config, row, attention.plan(row), checkpoint)
+        separate(config, groups), packed(config, row, plan_of(kind, row), checkpoint)
     )
     assert logps <= 1e-5
     assert gradient <= 1e-4

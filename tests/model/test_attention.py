@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     FalconH1Config,
     Gemma2Config,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
     GptOssConfig,
     JambaConfig,
     Lfm2Config,
@@ -25,8 +28,9 @@ from lite_align.data.types import Rendered
 from lite_align.errors import ModelError
 from lite_align.model import attention
 from lite_align.model.attention import NAME, Kernel, KernelKind, can_share, choose, plan, shares_exactly
-from lite_align.model.kernels import MaskedPlan, VarlenPlan
+from lite_align.model.kernels import MaskedPlan
 from lite_align.model.tiled import TiledPlan
+from lite_align.model.varlen import VarlenPlan
 
 SIZES = {
     "vocab_size": 128,
@@ -174,40 +178,88 @@ def test_a_configuration_that_is_no_language_model():
 def test_the_cpu_takes_tiles():
     kernel = choose(LlamaConfig(), "cpu", torch.bfloat16)
     assert kernel.kind is KernelKind.TILED
+    assert kernel.reason == "tiles, made for the CPU"
     assert isinstance(plan(row(), kernel), TiledPlan)
     assert isinstance(plan(row()), TiledPlan)
 
 
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend to have a card of a compute capability, and a torch that was built with flash attention."""
+
+    def pretend(*capability, flash=True):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: flash)
+
+    return pretend
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
 @pytest.mark.parametrize(
-    ("config", "dtype", "capability", "kind"),
+    ("config", "dtype", "capability", "kind", "reason"),
     [
-        (LlamaConfig(), torch.bfloat16, (8, 0), KernelKind.VARLEN),
-        (LlamaConfig(), torch.float16, (12, 0), KernelKind.VARLEN),
-        (LlamaConfig(), torch.float16, (7, 5), KernelKind.MASKED),
-        (LlamaConfig(), torch.float32, (9, 0), KernelKind.MASKED),
-        (LlamaConfig(head_dim=512), torch.bfloat16, (9, 0), KernelKind.MASKED),
-        (LlamaConfig(head_dim=20), torch.bfloat16, (9, 0), KernelKind.MASKED),
-        (Gemma2Config(), torch.bfloat16, (9, 0), KernelKind.TILED),
+        (LlamaConfig(), BF16, (8, 0), KernelKind.VARLEN, "bfloat16, compute capability 8.0"),
+        (LlamaConfig(), FP16, (12, 0), KernelKind.VARLEN, "float16, compute capability 12.0"),
+        (LlamaConfig(head_dim=256), BF16, (8, 9), KernelKind.VARLEN, "flash"),
+        (LlamaConfig(head_dim=208), BF16, (9, 0), KernelKind.VARLEN, "flash"),
+        (LlamaConfig(head_dim=208), BF16, (8, 9), KernelKind.MASKED, "208 cannot be trained"),
+        (LlamaConfig(head_dim=208), BF16, (12, 0), KernelKind.MASKED, "208 cannot be trained"),
+        (LlamaConfig(), FP16, (7, 5), KernelKind.MASKED, "compute capability 7.5 is below 8.0"),
+        (LlamaConfig(), FP32, (9, 0), KernelKind.MASKED, "float32"),
+        (LlamaConfig(head_dim=512), BF16, (9, 0), KernelKind.MASKED, "head size 512"),
+        (Gemma4TextConfig(), BF16, (9, 0), KernelKind.MASKED, "head size 512"),
+        (DeepseekV3Config(), BF16, (9, 0), KernelKind.MASKED, "values have a head size"),
+        (LlamaConfig(head_dim=20), BF16, (9, 0), KernelKind.TILED, "head size 20"),
+        (Gemma2Config(), BF16, (9, 0), KernelKind.TILED, "capped at 50"),
     ],
 )
-def test_cuda_takes_the_fastest_that_can_run(monkeypatch, config, dtype, capability, kind):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+def test_cuda_takes_the_fastest_that_can_run(card, config, dtype, capability, kind, reason):
+    card(*capability)
     kernel = choose(config, "cuda", dtype)
     assert kernel.kind is kind
+    assert reason in kernel.reason
     wanted = {KernelKind.VARLEN: VarlenPlan, KernelKind.MASKED: MaskedPlan, KernelKind.TILED: TiledPlan}
     assert isinstance(plan(row(), kernel), wanted[kind])
 
 
-def test_the_masked_kernel_knows_the_window(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    kernel = choose(MistralConfig(sliding_window=77), "cuda", torch.float16)
-    assert kernel == Kernel(KernelKind.MASKED, torch.float16, (77,))
+def test_a_torch_without_flash_attention_takes_the_mask(card):
+    card(9, 0, flash=False)
+    kernel = choose(LlamaConfig(), "cuda", BF16)
+    assert kernel.kind is KernelKind.MASKED
+    assert "built without flash attention" in kernel.reason
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        (MistralConfig(sliding_window=77), (77,)),
+        (Gemma3TextConfig(sliding_window=77), (77,)),
+        (LlamaConfig(), ()),
+        (Qwen2Config(use_sliding_window=False, sliding_window=77), ()),
+        # Windows are on, but begin behind the last layer.
+        (
+            Qwen2Config(use_sliding_window=True, sliding_window=77, num_hidden_layers=2, max_window_layers=2),
+            (),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, tuple) else value.model_type,
+)
+def test_the_masked_kernel_knows_the_windows(card, config, windows):
+    card(7, 5)
+    assert choose(config, "cuda", FP16) == Kernel(KernelKind.MASKED, FP16, windows)
+
+
+def test_a_kernel_can_be_a_key_whatever_its_reason():
+    one, other = Kernel(KernelKind.TILED, reason="this"), Kernel(KernelKind.TILED, reason="that")
+    assert {one: 1}[other] == 1
 
 
 def test_a_loaded_model_is_proved():
     model = build(LlamaConfig(**SIZES))
-    assert shares_exactly(model.model, Kernel(KernelKind.TILED), 128, 1e-4)
-    assert shares_exactly(model.model, Kernel(KernelKind.MASKED), 128, 1e-4)
+    for kind in KernelKind:
+        assert shares_exactly(model.model, Kernel(kind), 128, 1e-4)
 
 
 def test_a_model_that_counts_places_in_the_row_is_found_out():
@@ -229,38 +281,12 @@ def test_a_model_that_counts_places_in_the_row_is_found_out():
 
 
 @pytest.mark.slow
-def test_regional_compile_has_no_graph_break():
-    # In a process of its own: Dynamo keeps state, and its first use warns about things of its own.
-    script = """
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
-from lite_align.data.forest import batch, grow
-from lite_align.data.types import Rendered
-from lite_align.model import attention
-attention.register()
-torch.set_num_threads(1)
-torch.manual_seed(0)
-config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                     num_attention_heads=4, num_key_value_heads=2)
-model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
-def rows(n):
-    leaves = [Rendered((5, 6, 7, *range(10, 12 + n)), (False,) * (5 + n)),
-              Rendered((5, 6, 7, *range(30, 34 + 2 * n)), (False,) * (7 + 2 * n))]
-    return batch([grow(0, leaves), grow(1, leaves[:1] * (1 + n))], pad_to=2)
-def hidden(row):
-    plan = attention.plan(row)
-    out = model.model(input_ids=row.input_ids, position_ids=row.position_ids, attention_mask=plan.mask,
-                      use_cache=False, plan=plan).last_hidden_state
-    return out.detach(), torch.autograd.grad(out.square().sum(), list(model.model.parameters()))
-plain = [hidden(rows(n)) for n in range(4)]
-for layer in model.model.layers:
-    layer.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-for n, (out, gradients) in enumerate(plain):
-    other, others = hidden(rows(n))
-    assert (out - other).abs().max() < 1e-5
-    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(gradients, others))
-print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+@pytest.mark.parametrize("kind", list(KernelKind))
+def test_regional_compile_makes_one_graph_for_each_kind_of_layer(kind):
+    # Six rows of different shapes through layers with and without a window, `fullgraph` in both passes.
+    script = ["-m", "tests.model.compiled_layers", kind, "cpu", "aot_eager"]
+    done = subprocess.run([sys.executable, *script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-1]) <= 2
+    graphs, error = done.stdout.split()[-2:]
+    assert int(graphs) == 2
+    assert float(error) < 1e-6
