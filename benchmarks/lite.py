@@ -17,6 +17,7 @@ from lite_align.stages import pairs as rows
 from lite_align.stages import reference, session
 from lite_align.stages.dpo import DPO, PairSet
 from lite_align.train.engine import Engine
+from lite_align.train.faults import TokenBudget
 from lite_align.view import View
 
 
@@ -35,7 +36,7 @@ class Session:
         assert budget != "auto"
         trees = self.rendered.trees
         view = View(quiet=True)
-        values, hits = reference.fill(self.backbone, trees, cache, budget=budget, view=view)
+        values, hits = reference.fill(self.backbone, trees, cache, budget=TokenBudget(budget), view=view)
         assert not hits, "the reference pass must be part of the measurement"
         train = PairSet.of(self.rendered.pairs, trees, values)
         stage = DPO(self.backbone, self.recipe, train, PairSet.of([], [], []))

@@ -49,6 +49,10 @@ class DriftError(UserError):
     """A resumed run would not continue the run that was interrupted."""
 
 
+class TooLittleMemory(UserError):
+    """Not even one example at a time fits the device; the last checkpoint is intact."""
+
+
 class GateFailed(LiteAlignError):
     """A quality gate was not passed."""
 

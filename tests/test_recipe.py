@@ -22,6 +22,7 @@ from lite_align.recipe import (
     from_dict,
     keys,
     load,
+    memory_levers,
     nearest,
     resolve_auto,
     size_defaults,
@@ -395,3 +396,23 @@ def test_every_setting_has_help_and_a_drift_class():
             assert key.help.endswith((".", ";"))
             assert key.expected
     assert ModelOptions().name == "auto"
+
+
+def test_levers_for_memory_are_those_that_are_left():
+    def levers(*sets: str) -> list[str]:
+        return memory_levers(load("dpo", sets=list(sets)).recipe)
+
+    assert levers("data.max_length=1024") == [
+        "model.gradient_checkpointing=on",
+        "a lower data.max_length (now 1,024)",
+        "model.quantization=nf4",
+    ]
+    assert levers("model.gradient_checkpointing=on", "model.quantization=nf4", "lora.rank=64") == [
+        "a lower data.max_length",
+        "a lower lora.rank (now 64)",
+        "a smaller model",
+    ]
+    assert (
+        levers("model.gradient_checkpointing=12", "model.quantization=nf4")[0]
+        == "model.gradient_checkpointing=on"
+    )

@@ -101,7 +101,7 @@ class Batch:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor) and field.name != "host_ids":
-                moved[field.name] = value.to(device, non_blocking=True)
+                moved[field.name] = upload(value, device)
         return replace(self, **moved)
 
     def leaf_sum(self, token_values: Tensor) -> Tensor:
@@ -118,6 +118,14 @@ class Batch:
         """
         sizes = [segment.keys for segment in self.segments]
         return list(self.kv_index.split(sizes)[: len(self.lengths)])
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor of the host to a device, without waiting for what the device is doing."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    # From memory that is not pinned, CUDA first lets everything before the copy finish.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def grow(key: int, sequences: Sequence[Rendered]) -> Tree:
@@ -139,6 +147,12 @@ def grow(key: int, sequences: Sequence[Rendered]) -> Tree:
     first = sequences[0]
     leaves = tuple(Leaf(sequence.ids[size:], sequence.trained[size:]) for sequence in sequences)
     return Tree(key, first.ids[:size], first.trained[:size], leaves)
+
+
+def apart(tree: Tree) -> Tree:
+    """The same sequences with nothing shared: an empty root, and leaves that begin with the root."""
+    leaves = (Leaf(tree.root + leaf.ids, tree.root_trained + leaf.trained) for leaf in tree.leaves)
+    return Tree(tree.key, (), (), tuple(leaves))
 
 
 def pack(trees: Sequence[Tree], budget: int) -> list[list[int]]:

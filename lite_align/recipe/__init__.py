@@ -1,6 +1,6 @@
 """Recipes: what a run is told to do, validated before anything is loaded. Imports no torch."""
 
-from lite_align.recipe.advice import size_defaults, unusual
+from lite_align.recipe.advice import memory_levers, size_defaults, unusual
 from lite_align.recipe.keys import Key, document, drift_classes, flatten, keys, to_dict
 from lite_align.recipe.load import FLAGS, Resolved, dump, from_dict, load, nearest, resolve_auto, stage_of
 from lite_align.recipe.schema import (
@@ -45,6 +45,7 @@ __all__ = [
     "from_dict",
     "keys",
     "load",
+    "memory_levers",
     "nearest",
     "resolve_auto",
     "size_defaults",

@@ -64,3 +64,17 @@ def _unusual_dpo(recipe: DPORecipe, parameters: int | None) -> list[str]:
             f"loss.beta {beta:g} is unusual: 0.1 to 0.5; lower lets the policy drift, higher holds it"
         )
     return lines
+
+
+def memory_levers(recipe: Recipe) -> list[str]:
+    """What would need less memory, the largest saving first: three settings that are not at their least yet."""
+    model, data = recipe.model, recipe.data
+    length = "" if data.max_length == "auto" else f" (now {data.max_length:,})"
+    levers = [
+        ("model.gradient_checkpointing=on", model.gradient_checkpointing != "on"),
+        (f"a lower data.max_length{length}", True),
+        ("model.quantization=nf4", model.quantization != "nf4"),
+        (f"a lower lora.rank (now {recipe.lora.rank})", recipe.lora.rank > 8),
+        ("a smaller model", True),
+    ]
+    return [text for text, helps in levers if helps][:3]

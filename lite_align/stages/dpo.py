@@ -4,9 +4,9 @@
 were computed beforehand.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,14 @@ from lite_align.losses import preference
 from lite_align.losses.pairs import PairLogps
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import DPORecipe
+from lite_align.stages import passes
 from lite_align.stages.pairs import to_batch
 from lite_align.stages.reference import tolerance
 from lite_align.train.engine import Loss, Window
+from lite_align.train.faults import TokenBudget
 from lite_align.train.metrics import Sums, means
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class PairSet:
         reference = None
         if with_reference:
             assert self.reference is not None
-            reference = self.reference[rows].to(leaf_logps.device)
+            reference = forest.upload(self.reference[rows], leaf_logps.device)
         return PairLogps(
             chosen=policy[:, 0],
             rejected=policy[:, 1],
@@ -78,6 +82,7 @@ class DPO:
         train: pairs to learn from.
         held_out: pairs to evaluate on.
         process: number of this process and how many there are; each takes every n-th example of a window.
+        budget: tokens of a pass, lowered where memory runs out; None: as the recipe says.
     """
 
     name = "dpo"
@@ -90,6 +95,7 @@ class DPO:
         held_out: PairSet,
         *,
         process: tuple[int, int] = (0, 1),
+        budget: TokenBudget | None = None,
     ) -> None:
         assert recipe.loss.beta != "auto"
         assert recipe.train.tokens_per_microbatch != "auto"
@@ -99,7 +105,7 @@ class DPO:
         self.held_out = held_out
         self.process = process
         self.beta = recipe.loss.beta
-        self.budget = recipe.train.tokens_per_microbatch
+        self.budget = budget or TokenBudget(recipe.train.tokens_per_microbatch)
         self.objective = preference.find(recipe.loss.name)
         self.options = loss_options(recipe)
 
@@ -137,13 +143,21 @@ class DPO:
         rows = order[index * size : (index + 1) * size]
         weight = sum(self.train.weights(rows))
         number, processes = self.process
-        return Window(self.packed(self.train, rows[number::processes]), weight)
+        trees = [self.train.trees[row] for row in rows[number::processes]]
+        return Window(passes.batches(trees, self.budget.tokens, self.backbone.device), weight)
 
-    def packed(self, pairs: PairSet, rows: Sequence[int]) -> list[forest.Batch]:
-        """Pack some pairs of a set into batches on the model's device."""
+    def passes(
+        self, pairs: PairSet, rows: Sequence[int], work: Callable[[forest.Batch], T], where: str
+    ) -> Iterator[T]:
+        """Do some work without gradients on batches of some pairs of a set, and yield each result."""
+
+        def on_trees(pack: list[Tree]) -> T:
+            return work(to_batch(pack, self.backbone.device))
+
         trees = [pairs.trees[row] for row in rows]
-        packs = forest.pack(trees, self.budget) if trees else []
-        return [to_batch([trees[i] for i in pack], self.backbone.device) for pack in packs]
+        packs = forest.pack(trees, self.budget.tokens)
+        done = passes.in_packs(trees, packs, on_trees, self.budget, where=where)
+        return (result for _, result in done)
 
     # Loss and metrics.
 
@@ -164,7 +178,7 @@ class DPO:
     def loss(self, batch: forest.Batch) -> Loss:
         """The loss of one micro-batch, summed over its pairs, with the sums of what is logged."""
         logps, parts = self.score(self.train, batch)
-        weights = torch.tensor(self.train.weights(batch.keys), device=parts.total.device)
+        weights = forest.upload(torch.tensor(self.train.weights(batch.keys)), parts.total.device)
         total = (parts.total * weights).sum()
         return Loss(total, {name: v.sum() for name, v in self.metrics(logps, parts).items()}, len(batch.keys))
 
@@ -179,20 +193,29 @@ class DPO:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Means over the held-out pairs, each counted once."""
-        sums = Sums()
-        for batch in self.packed(self.held_out, range(len(self.held_out.trees))):
+
+        def measured(batch: forest.Batch) -> tuple[dict[str, Tensor], int]:
             rows = self.metrics(*self.score(self.held_out, batch))
-            sums.add({name: values.sum() for name, values in rows.items()}, len(batch.keys))
+            return {name: values.sum() for name, values in rows.items()}, len(batch.keys)
+
+        sums = Sums()
+        for found in self.passes(self.held_out, range(len(self.held_out.trees)), measured, "the evaluation"):
+            sums.add(*found)
         return means(*sums.stacked()) if sums.weight else {}
 
     @torch.no_grad()
     def held_out_logps(self) -> list[tuple[float, float]]:
         """Chosen and rejected log-prob of every held-out pair under POLICY, in the order of the set."""
-        values: dict[int, tuple[float, float]] = {}
-        for batch in self.packed(self.held_out, range(len(self.held_out.trees))):
+
+        def measured(batch: forest.Batch) -> dict[int, tuple[float, float]]:
             with self.backbone.role(Role.POLICY):
                 leaf_logps = self.backbone.leaf_logps(batch).view(-1, 2).tolist()
-            values |= {key: (chosen, rejected) for key, (chosen, rejected) in zip(batch.keys, leaf_logps)}
+            return {key: (chosen, rejected) for key, (chosen, rejected) in zip(batch.keys, leaf_logps)}
+
+        rows = range(len(self.held_out.trees))
+        values: dict[int, tuple[float, float]] = {}
+        for found in self.passes(self.held_out, rows, measured, "the evaluation"):
+            values |= found
         return [values[key] for key in sorted(values)]
 
     @torch.no_grad()
@@ -206,20 +229,24 @@ class DPO:
         """
         if self.train.reference is None or self.objective.at_zero is None:
             return {"reference": "none", "loss": None, "expected": None, "largest_difference": None}
-        rows = forest.order(len(self.train.trees), self.recipe.train.seed, 0)[: self.recipe.train.batch_size]
-        worst, loss, count = 0.0, 0.0, 0
-        for batch in self.packed(self.train, rows):
+
+        def measured(batch: forest.Batch) -> tuple[list[list[float]], list[list[int]], float]:
             logps, parts = self.score(self.train, batch)
             differences = torch.stack([logps.chosen_ratio().abs(), logps.rejected_ratio().abs()], 1)
-            lengths = batch.lengths.view(-1, 2).tolist()
-            for row, length in zip(differences.tolist(), lengths):
+            return differences.tolist(), batch.lengths.view(-1, 2).tolist(), float(parts.preference.sum())
+
+        rows = forest.order(len(self.train.trees), self.recipe.train.seed, 0)[: self.recipe.train.batch_size]
+        worst, loss = 0.0, 0.0
+        for differences, lengths, loss_here in self.passes(
+            self.train, rows, measured, "the proof of the start"
+        ):
+            for row, length in zip(differences, lengths, strict=True):
                 if not all(d <= tolerance(self.backbone.dtype, n) for d, n in zip(row, length)):
                     raise _not_the_reference(max(row))
                 worst = max(worst, *row)
-            loss += float(parts.preference.sum())
-            count += len(batch.keys)
+            loss += loss_here
         expected = self.objective.at_zero(self.options)
-        return {"loss": loss / count, "expected": expected, "largest_difference": worst}
+        return {"loss": loss / len(rows), "expected": expected, "largest_difference": worst}
 
     # State.
 

@@ -21,6 +21,8 @@ from lite_align.errors import DiskFull, TrainingStopped, UserError
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import cache_root
 from lite_align.stages.pairs import to_batch
+from lite_align.stages.passes import in_packs
+from lite_align.train.faults import TokenBudget
 from lite_align.view import View
 
 CHECKED_ROWS = 8
@@ -118,25 +120,34 @@ def fill(
     trees: Sequence[Tree],
     cache: ReferenceCache,
     *,
-    budget: int,
+    budget: TokenBudget,
     view: View,
 ) -> tuple[list[tuple[float, ...]], int]:
     """Return the reference log-probs of all trees in order, and how many of them were in the cache.
 
     The packs are planned over all different trees and each is stored when it is done, so a killed pass goes on
-    where it stopped with the same packs, and so with the same bits.
+    where it stopped with the same packs, and so with the same bits (unless memory ran out in between).
+
+    Raises:
+        TooLittleMemory: memory runs out with one tree at a time.
     """
     digests = [tree_digest(tree) for tree in trees]
     known = cache.lookup(digests)
     hits = sum(digest in known for digest in digests)
     different = dict(zip(digests, trees, strict=True))
     order = list(different)
-    planned = [[order[i] for i in pack] for pack in forest.pack(list(different.values()), budget)]
-    missing = [[digest for digest in pack if digest not in known] for pack in planned]
+    packs = forest.pack(list(different.values()), budget.tokens)
+    missing = [[i for i in pack if order[i] not in known] for pack in packs]
+    computed = in_packs(
+        list(different.values()),
+        list(filter(None, missing)),
+        lambda trees: compute(backbone, trees),
+        budget,
+        where="the reference pass",
+    )
     with view.bar("reference", len(different), "pairs", done=len(different.keys() & known)) as bar:
-        for pack in filter(None, missing):
-            values = compute(backbone, [different[digest] for digest in pack])
-            fresh = dict(zip(pack, values, strict=True))
+        for pack, values in computed:
+            fresh = {order[i]: logps for i, logps in zip(pack, values, strict=True)}
             cache.store(fresh)
             known |= fresh
             bar.advance(len(pack))
@@ -149,16 +160,20 @@ def verify(
     values: Sequence[tuple[float, ...]],
     *,
     seed: int,
+    budget: TokenBudget,
 ) -> float:
     """Recompute eight random trees and return the largest difference to the cached values, in nats.
 
     Raises:
+        TooLittleMemory: memory runs out with one tree.
         TrainingStopped: the cache does not belong to this model and data.
     """
     chosen = random.Random(seed).sample(range(len(trees)), min(CHECKED_ROWS, len(trees)))
+    alone = [[i] for i in chosen]
     worst = 0.0
-    for i in chosen:
-        live = compute(backbone, [trees[i]])[0]
+    for (i,), (live,) in in_packs(
+        trees, alone, lambda pack: compute(backbone, pack), budget, where="the check of the reference"
+    ):
         difference = max(abs(a - b) for a, b in zip(live, values[i], strict=True))
         worst = max(worst, difference)
         if difference <= tolerance(backbone.dtype, trees[i].tokens):  # not >=: NaN must not pass

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import TINY, cache_root, fingerprint, locate
 from lite_align.model.folder import check as check_folder
 from lite_align.model.lora import find_targets
-from lite_align.recipe import DPORecipe, Resolved, resolve_auto, unusual
+from lite_align.recipe import DPORecipe, Resolved, memory_levers, resolve_auto, unusual
 from lite_align.stages import pairs as rows
-from lite_align.stages import reference, session
+from lite_align.stages import passes, reference, session
 from lite_align.stages.check import show_tree
 from lite_align.stages.command import CommandOptions
 from lite_align.stages.dpo import DPO, PairSet, loss_options
 from lite_align.train.engine import Engine
-from lite_align.train.fit import Cadence, fit, restore
+from lite_align.train.faults import TokenBudget, lost_device_told
+from lite_align.train.fit import Cadence, fit, restore, tell_lowered
 from lite_align.train.run import Run, require_unused
 from lite_align.view import View
 
@@ -72,7 +74,10 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
         view.section("next", "Leave out --dry-run to train; nothing was written.")
         return None
     prepared.hashes["base"] = fingerprint(trainable_folder(prepared.resolved.recipe))
-    with session.open_run(prepared.resolved, command, folder, prepared.hashes) as run:
+    with (
+        session.open_run(prepared.resolved, command, folder, prepared.hashes) as run,
+        lost_device_told(run.path),
+    ):
         run.update("data", data_record(prepared))
         run.update("plan", {"total_steps": prepared.total_steps, "pairs": len(prepared.train)})
         stage, engine = build(prepared, run, view)
@@ -123,7 +128,8 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
         rows.require_no_leak([p for p, _ in train], [p for p, _ in held_out], recipe.data.held_out_path)
     resolved = own_beta(resolved)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
-    longest = max(tree.tokens for tree in rendered.trees)
+    computed = passes.laid_out(rendered.trees, share_prompts=recipe.speed.share_prompts)
+    longest = max(tree.tokens for tree in computed)
     resolved, memory = session.settle_memory(resolved, longest, on)
     if not memory.fits:
         view.warn(
@@ -252,7 +258,12 @@ def build(prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
         },
     )
     identity = backbone.reference_identity()
-    train, held_out = pair_sets(backbone, prepared, identity, view)
+    if not recipe.speed.share_prompts:
+        identity["kernel"] += ", each answer with a prompt of its own"
+    tokens = recipe.train.tokens_per_microbatch
+    assert tokens != "auto"
+    budget = TokenBudget(tokens, tell=partial(tell_lowered, run, view), levers=memory_levers(recipe))
+    train, held_out = pair_sets(backbone, prepared, identity, budget, view)
     known = run.record.get("reference")
     base = backbone.base_sha256()
     if isinstance(known, dict) and known["base_sha256"] != base:
@@ -261,13 +272,14 @@ def build(prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
     run.update("reference", {**proven, "role": "base, adapters off", **identity, "base_sha256": base})
     run.update("hashes", prepared.hashes)
     process = (accelerator.process_index, accelerator.num_processes)
-    stage = DPO(backbone, recipe, train, held_out, process=process)
+    stage = DPO(backbone, recipe, train, held_out, process=process, budget=budget)
     named = backbone.parameters(Role.POLICY)
-    return stage, Engine(accelerator, named, recipe.train, prepared.total_steps)
+    fused = recipe.speed.fused_optimizer
+    return stage, Engine(accelerator, named, recipe.train, prepared.total_steps, fused=fused)
 
 
 def pair_sets(
-    backbone: Backbone, prepared: Prepared, identity: dict[str, str], view: View
+    backbone: Backbone, prepared: Prepared, identity: dict[str, str], budget: TokenBudget, view: View
 ) -> tuple[PairSet, PairSet]:
     """Both pair sets with their reference log-probs, from the cache or computed now, eight of them checked.
 
@@ -275,16 +287,15 @@ def pair_sets(
     """
     recipe = prepared.resolved.recipe
     needs = preference.find(recipe.loss.name).needs_reference
-    pairs, trees = columns(prepared.train)
-    held_pairs, held_trees = columns(prepared.held_out)
+    share = recipe.speed.share_prompts
+    pairs, trees = columns(prepared.train, share_prompts=share)
+    held_pairs, held_trees = columns(prepared.held_out, share_prompts=share)
     measured = [*trees, *held_trees] if needs else held_trees
     values: list[tuple[float, ...]] = []
     if measured:
         cache = reference.ReferenceCache(cache_root() / "reference", identity)
-        budget = recipe.train.tokens_per_microbatch
-        assert budget != "auto"
         values, hits = reference.fill(backbone, measured, cache, budget=budget, view=view)
-        worst = reference.verify(backbone, measured, values, seed=recipe.train.seed)
+        worst = reference.verify(backbone, measured, values, seed=recipe.train.seed, budget=budget)
         view.section(
             "reference",
             f"the base, adapters off · {hits:,} of {len(measured):,} pairs from the cache · "
@@ -295,9 +306,10 @@ def pair_sets(
     return PairSet.of(pairs, trees, train_values), PairSet.of(held_pairs, held_trees, held_out_values)
 
 
-def columns(examples: Sequence[tuple[Pair, Tree]]) -> tuple[list[Pair], list[Tree]]:
-    """Pairs and trees apart."""
-    return [pair for pair, _ in examples], [tree for _, tree in examples]
+def columns(examples: Sequence[tuple[Pair, Tree]], *, share_prompts: bool) -> tuple[list[Pair], list[Tree]]:
+    """Pairs and trees apart, the trees as they are computed."""
+    pairs, trees = [pair for pair, _ in examples], [tree for _, tree in examples]
+    return pairs, passes.laid_out(trees, share_prompts=share_prompts)
 
 
 def prove(stage: DPO, run: Run, view: View) -> None:

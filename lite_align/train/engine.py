@@ -87,19 +87,15 @@ class FlatParameters:
         return self.flat.grad
 
     def moved(self) -> float:
-        """Share of trainable elements that differ from the start of the process (1.0 is all of them)."""
-        return float((self.flat.data != self.start).float().mean())
+        """Share of trainable elements that differ from the start of the run (1.0 is all of them)."""
+        return int((self.flat.data != self.start).count_nonzero()) / self.start.numel()
 
     def still(self, *, gradient: bool, containing: str = "") -> list[str]:
         """Names of tensors of which no element has moved (or, with `gradient`, has a gradient)."""
-        names, offset = [], 0
-        for name, parameter in self.named:
-            view = slice(offset, offset + parameter.numel())
-            offset += parameter.numel()
-            changed = self.gradient[view] if gradient else self.flat.data[view] - self.start[view]
-            if containing in name and not bool(changed.any()):
-                names.append(name)
-        return names
+        differs = self.gradient != 0 if gradient else self.flat.data != self.start
+        parts = differs.split([parameter.numel() for _, parameter in self.named])
+        flags = torch.stack([part.any() for part in parts]).tolist()  # one transfer from the device
+        return [name for (name, _), flag in zip(self.named, flags) if containing in name and not flag]
 
 
 def learning_rate(step: int, total: int, options: TrainOptions, peak: float) -> float:
@@ -120,13 +116,22 @@ def learning_rate(step: int, total: int, options: TrainOptions, peak: float) -> 
 
 
 class Engine(Generic[BatchT]):
-    """Accelerate, flat AdamW and the optimiser step; `step` counts finished updates.
+    """Accelerate, flat AdamW and the optimiser step.
+
+    The host never waits for the device inside a step. A gradient that is not finite makes this step and all later
+    ones change nothing, on the device; `check` tells the host.
 
     Args:
-        accelerator: gives the device, the backward pass and the sum over processes.
+        accelerator: gives the backward pass and the sum over processes; the device is that of the tensors.
         named: trainable tensors of the role.
         options: train options of the recipe, with no "auto" left.
         total_steps: length of the schedule.
+        fused: AdamW as one kernel; if not, its plain path, which waits for the device in every step.
+
+    Attributes:
+        step: finished updates.
+        phase: what the update is doing or did last, for messages: "forward", "backward" or "optimizer".
+        sums: metrics of finished updates since the last `logged`.
     """
 
     def __init__(
@@ -135,6 +140,8 @@ class Engine(Generic[BatchT]):
         named: Sequence[tuple[str, nn.Parameter]],
         options: TrainOptions,
         total_steps: int,
+        *,
+        fused: bool = True,
     ) -> None:
         assert not isinstance(options.learning_rate, str), "learning_rate must be resolved before training"
         self.accelerator = accelerator
@@ -142,55 +149,89 @@ class Engine(Generic[BatchT]):
         self.options = options
         self.peak = options.learning_rate
         self.total_steps = total_steps
+        self.fused = fused
         self.step = 0
+        self.phase = ""
         self.sums = Sums()
+        flat = self.parameters.flat
         self.optimizer = torch.optim.AdamW(
-            [self.parameters.flat],
+            [flat],
             lr=self.peak,
             betas=(options.adam_beta1, options.adam_beta2),
             eps=options.adam_epsilon,
             weight_decay=options.weight_decay,
-            fused=True,
+            fused=fused,
+            foreach=False,
         )
+        # The moments take their memory now: memory that runs out later is never that of `optimizer.step`.
+        self._set_moments(torch.zeros_like(flat), torch.zeros_like(flat), 0)
+        self._broken = torch.zeros((), device=flat.device)  # 1 from the first gradient on that is not finite
+        self._unchecked: dict[int, list[int]] = {}  # examples of the steps since `check`, by step from 0
 
     def update(self, window: Window[BatchT], loss_of: Callable[[BatchT], Loss]) -> None:
-        """Run forward and backward over the window and make one step; metrics are added to `sums`.
+        """Run forward and backward over the window and make one step; then its metrics are added to `sums`.
+
+        An error of a micro-batch leaves everything but the gradient as it was: the update can be made again.
 
         Raises:
-            TrainingStopped: the gradient is not finite, or an adapter tensor gets none. Nothing was changed.
+            TrainingStopped: at the first step, an adapter tensor gets no gradient. Nothing was changed.
         """
         gradient = self.parameters.gradient
         gradient.zero_()
+        losses: list[tuple[dict[str, Tensor], int]] = []
         for batch in window.batches:
+            self.phase = "forward"
             loss = loss_of(batch)
+            self.phase = "backward"
             self.accelerator.backward(loss.total / window.weight)
-            self.sums.add(loss.sums, loss.examples)
+            losses.append((loss.sums, loss.examples))
+        self.phase = "optimizer"
         if self.accelerator.num_processes > 1:
             gradient.copy_(self._summed(gradient))
+        if self.step == 0:
+            self._require_gradients()
         norm = gradient.norm()
-        self._check(norm, window)
         if self.options.max_grad_norm:
             gradient.mul_((self.options.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._unchecked[self.step] = [key for batch in window.batches for key in batch.keys]
+        self._broken = torch.maximum(self._broken, 1.0 - norm.isfinite().float())
+        if self.fused:
+            # As torch's GradScaler does: where this is 1, the kernel changes neither weights nor moments nor `step`.
+            self.optimizer.found_inf = self._broken  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self.check()
         self.optimizer.param_groups[0]["lr"] = self.rate
         self.optimizer.step()
+        for sums, examples in losses:
+            self.sums.add(sums, examples)
         self.grad_norm = norm
         self.step += 1
+
+    def check(self) -> None:
+        """Wait for the device; stop the run if a gradient since the last call was not finite.
+
+        Raises:
+            TrainingStopped: weights and moments are those before that step.
+        """
+        broken, made = torch.stack([self._broken, self._moments["step"].to(self._broken.device)]).tolist()
+        if broken:
+            self.step = int(made)
+            keys = self._unchecked[self.step]
+            raise TrainingStopped(
+                f"The gradient of step {self.step + 1} is not finite; the step was not made.",
+                details=[f"examples of that step: {', '.join(map(str, keys[:32]))}"],
+                remedy="Lower train.learning_rate, or look at these rows; the last checkpoint is intact.",
+            )
+        self._unchecked.clear()
 
     @property
     def rate(self) -> float:
         """Learning rate of the next update."""
         return learning_rate(self.step, self.total_steps, self.options, self.peak)
 
-    def _check(self, norm: Tensor, window: Window[BatchT]) -> None:
-        if not bool(torch.isfinite(norm)):
-            keys = [key for batch in window.batches for key in batch.keys]
-            raise TrainingStopped(
-                f"The gradient of step {self.step + 1} is not finite; the step was not made.",
-                details=[f"examples of that step: {', '.join(map(str, keys[:32]))}"],
-                remedy="Lower train.learning_rate, or look at these rows; the last checkpoint is intact.",
-            )
+    def _require_gradients(self) -> None:
         # lora_B starts at 0, so at the first step it alone must have a gradient everywhere (lora_A follows).
-        if self.step == 0 and (frozen := self.parameters.still(gradient=True, containing="lora_B")):
+        if frozen := self.parameters.still(gradient=True, containing="lora_B"):
             raise TrainingStopped(
                 f"{len(frozen)} adapter tensors get no gradient.",
                 details=frozen[:8],
@@ -203,30 +244,41 @@ class Engine(Generic[BatchT]):
         return total
 
     def logged(self) -> dict[str, float]:
-        """Return the means since the last call, over all processes, and forget them."""
+        """Return the means since the last call, over all processes, and forget them.
+
+        Raises:
+            TrainingStopped: see `check`.
+        """
+        self.check()
         names, stacked = self.sums.stacked()
         if self.accelerator.num_processes > 1:
             stacked = self._summed(stacked)
         self.sums.reset()
         return {**means(names, stacked), "grad_norm": float(self.grad_norm)}
 
+    @property
+    def _moments(self) -> dict[str, Tensor]:
+        return self.optimizer.state[self.parameters.flat]
+
+    def _set_moments(self, mean: Tensor, square: Tensor, step: int) -> None:
+        flat = self.parameters.flat
+        # The plain path reads the number of steps on the host.
+        counted_on = flat.device if self.fused else torch.device("cpu")
+        self.optimizer.state[flat] = {
+            "step": torch.tensor(float(step), dtype=torch.float32, device=counted_on),
+            "exp_avg": mean.detach(),
+            "exp_avg_sq": square.detach(),
+        }
+
     def state(self) -> dict[str, Tensor]:
         """AdamW moments and the start of the moving-parameter meter, by name, for a checkpoint."""
-        held = self.optimizer.state[self.parameters.flat]
-        flat = self.parameters.flat
-        return {
-            "exp_avg": held.get("exp_avg", torch.zeros_like(flat)).detach(),
-            "exp_avg_sq": held.get("exp_avg_sq", torch.zeros_like(flat)).detach(),
-            "start": self.parameters.start,
-        }
+        moments = {name: self._moments[name] for name in ("exp_avg", "exp_avg_sq")}
+        return {**moments, "start": self.parameters.start}
 
     def load_state(self, tensors: dict[str, Tensor], step: int) -> None:
         """Continue after `step` finished updates with the moments of a checkpoint (exact)."""
-        flat = self.parameters.flat
+        device = self.parameters.flat.device
         self.parameters.start.copy_(tensors["start"])
-        self.optimizer.state[flat] = {
-            "step": torch.tensor(float(step), dtype=torch.float32, device=flat.device),
-            "exp_avg": tensors["exp_avg"].to(flat.device).clone(),
-            "exp_avg_sq": tensors["exp_avg_sq"].to(flat.device).clone(),
-        }
+        mean, square = (tensors[name].to(device).clone() for name in ("exp_avg", "exp_avg_sq"))
+        self._set_moments(mean, square, step)
         self.step = step

@@ -5,7 +5,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from lite_align.errors import Interrupted, TrainingStopped
 from lite_align.train import checkpoint
 from lite_align.train.engine import BatchT, Engine, Loss, Window
+from lite_align.train.faults import Lowered, Size, TokenBudget, attempt
 from lite_align.train.run import Run, library_versions
 from lite_align.view import View
 
@@ -26,9 +28,10 @@ class Stage(Protocol[BatchT]):
     """What the loop asks of a stage."""
 
     name: str
+    budget: TokenBudget
 
     def window(self, step: int) -> Window[BatchT]:
-        """The examples of optimiser step `step`; a pure function of the step."""
+        """The examples of optimiser step `step`, a function of the step alone, in passes within the budget."""
         ...
 
     def loss(self, batch: BatchT) -> Loss:
@@ -99,6 +102,7 @@ def fit(
     Raises:
         Interrupted: a signal came; the state after the current step was saved.
         TrainingStopped: the loss is not finite or the adapter does not move; the last checkpoint is intact.
+        TooLittleMemory: memory runs out with one example at a time; the last checkpoint is intact.
     """
     total = engine.total_steps
     if engine.step == 0:  # so that a run that starts over before its first checkpoint draws the same numbers
@@ -107,10 +111,9 @@ def fit(
     with Signals() as signals, view.bar(stage.name, total, "steps", done=engine.step, speed=False) as bar:
         while engine.step < total:
             # 1. One exact update over the examples of this step.
-            window = stage.window(engine.step)
             rate = engine.rate
-            engine.update(window, stage.loss)
-            clock.add(engine.sums.weight, sum(batch.tokens for batch in window.batches))
+            window = make_step(stage, engine)
+            clock.count(sum(batch.tokens for batch in window.batches))
             step = engine.step
             # 2. What happened, to the metrics file and the progress line.
             if step % cadence.log == 0 or step == total:
@@ -121,14 +124,18 @@ def fit(
                 check_meter(engine)
             # 3. Held-out metrics before the checkpoint, so that a resumed run does not repeat them.
             if step % cadence.evaluate == 0 or step == total:
+                engine.check()
+                clock.pause()
                 held_out = {f"eval/{name}": value for name, value in stage.evaluate().items()}
                 run.log_metrics({"step": step, "epoch": stage.epoch(step), **held_out})
-                clock.restart()
+                clock.go_on()
             # 4. State to disk: on the cadence, at the end, and when somebody asks the run to stop.
             stop = signals.received  # read once: a signal that comes later waits for the next step's save
             if step % cadence.save == 0 or step == total or stop:
+                engine.check()
+                clock.pause()
                 save(stage, engine, run, cadence)
-                clock.restart()
+                clock.go_on()
             after_step(step)
             if stop and step < total:
                 raise Interrupted(
@@ -138,46 +145,73 @@ def fit(
                 )
 
 
+def make_step(stage: Stage[BatchT], engine: Engine[BatchT]) -> Window[BatchT]:
+    """Make one update; where memory runs out, the same one again: same examples and random numbers, smaller passes.
+
+    Returns the window as it was made.
+
+    Raises:
+        TooLittleMemory: each pass held a single example.
+    """
+    tensors, numbers = checkpoint.random_state()
+    while True:
+        window = stage.window(engine.step)
+        shortage = attempt(partial(engine.update, window, stage.loss))
+        if shortage is None:
+            return window
+        sizes = [Size(batch.tokens, len(batch.keys)) for batch in window.batches]
+        stage.budget.lower(shortage, f"the {engine.phase} pass of step {engine.step + 1}", sizes)
+        checkpoint.restore_random_state(tensors, numbers)
+
+
+def tell_lowered(run: Run, view: View, lowered: Lowered) -> None:
+    """Leave a lowered token budget in run.json, in the log and on the screen."""
+    run.event("out_of_memory", str(lowered), asdict(lowered))
+    view.warn(str(lowered))
+
+
 class Clock:
-    """Examples and tokens per second of training alone, without evaluation and saving."""
+    """Examples and tokens per second of training alone, without evaluation and saving.
+
+    It is read after the host has waited for the device: in the middle of steps the host is ahead of it.
+    """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self.examples = 0.0
-        self.tokens = 0
-        self._last = time.perf_counter()
+        self._seconds = 0.0
+        self._tokens = 0
+        self._since = time.perf_counter()
 
-    def add(self, counted: float, tokens: int) -> None:
-        """Count the step that just ended; `counted` is the running number of examples since the last log."""
-        now = time.perf_counter()
-        self.seconds += now - self._last
-        self._last = now
-        self.examples = counted
-        self.tokens += tokens
+    def count(self, tokens: int) -> None:
+        """Count the tokens of a step."""
+        self._tokens += tokens
 
-    def restart(self) -> None:
-        """Leave out the time since the last step."""
-        self._last = time.perf_counter()
+    def pause(self) -> None:
+        """Stop counting time."""
+        self._seconds += time.perf_counter() - self._since
 
-    def speeds(self) -> dict[str, float]:
-        """Rates since the last call."""
-        seconds = max(self.seconds, 1e-9)
-        rates = {
-            "examples_per_second": self.examples / seconds,
-            "tokens_per_second": self.tokens / seconds,
-        }
-        self.seconds, self.examples, self.tokens = 0.0, 0.0, 0
+    def go_on(self) -> None:
+        """Count time again."""
+        self._since = time.perf_counter()
+
+    def speeds(self, examples: float) -> dict[str, float]:
+        """Rates since the last call, in which `examples` were trained on."""
+        self.pause()
+        self.go_on()
+        seconds = max(self._seconds, 1e-9)
+        rates = {"examples_per_second": examples / seconds, "tokens_per_second": self._tokens / seconds}
+        self._seconds, self._tokens = 0.0, 0
         return rates
 
 
 def log_row(engine: Engine[BatchT], run: Run, epoch: float, rate: float, clock: Clock) -> dict[str, float]:
     """Write one row of metrics.jsonl and return it; a value that is not finite stops the run there."""
+    examples = engine.sums.weight
     row = {
         "step": engine.step,
         "epoch": epoch,
-        **engine.logged(),
+        **engine.logged(),  # waits for the device, so the clock comes after it
         "learning_rate": rate,
-        **clock.speeds(),
+        **clock.speeds(examples),
         "moved": engine.parameters.moved(),
     }
     run.log_metrics(row)
@@ -198,6 +232,7 @@ def check_meter(engine: Engine[BatchT]) -> None:
     Raises:
         TrainingStopped: after `METER_STEPS` updates less than 99 % of the trainable elements have changed.
     """
+    engine.check()
     share = engine.parameters.moved()
     if share < METER_SHARE:
         raise TrainingStopped(
@@ -225,7 +260,7 @@ def save(stage: Stage[BatchT], engine: Engine[BatchT], run: Run, cadence: Cadenc
         run.path,
         engine.step,
         tensors={**stage.adapters(), "optimizer": engine.state(), "random": random_tensors},
-        state={"random": random_numbers, "metrics": metrics},
+        state={"random": random_numbers, "metrics": metrics, "budget": stage.budget.state()},
         keep=cadence.keep,
         hashes=cadence.hashes,
         versions=library_versions(),
@@ -245,6 +280,9 @@ def restore(stage: Stage[BatchT], engine: Engine[BatchT], run: Run) -> bool:
     engine.load_state(loaded.tensors["optimizer"], loaded.step)
     stage.load_adapters({k: v for k, v in loaded.tensors.items() if k not in ("optimizer", "random")})
     engine.sums.load_state(loaded.state["metrics"])
+    stage.budget.load_state(loaded.state["budget"])
+    if stage.budget.tokens < stage.budget.planned:
+        run.log.warning("passes hold at most %d tokens, as memory ran out before", stage.budget.tokens)
     numbers = loaded.state["random"]
     assert isinstance(numbers, dict)
     for warning in checkpoint.restore_random_state(loaded.tensors["random"], numbers):

@@ -193,9 +193,9 @@ class Run:
         self.record[section] = copy.deepcopy(value)
         self._write_record()
 
-    def event(self, kind: str, text: str) -> None:
+    def event(self, kind: str, text: str, facts: Mapping[str, object] | None = None) -> None:
         """Record what a reader of the run must know (memory ran out and the step was replayed, …)."""
-        self.record["events"].append({"at": now(), "kind": kind, "text": text})
+        self.record["events"].append({"at": now(), "kind": kind, "text": text, **(facts or {})})
         self._write_record()
         self.log.warning("%s: %s", kind, text)
 

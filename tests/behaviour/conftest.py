@@ -1,15 +1,19 @@
 """A small real DPO run through the whole pipeline, and everything of it that must be equal bit by bit."""
 
 import json
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
 SPEEDS = ("examples_per_second", "tokens_per_second")
 PAIRS, HELD_OUT, BATCH = 13, 3, 4  # 10 trained pairs: three steps an epoch, the last of them smaller
 
@@ -136,3 +140,58 @@ def job(tmp_path: Path, tiny_llama: Path, few_answers: None) -> Iterator[Callabl
 
     yield make
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def every_step(job):
+    """Make a job that saves at every step."""
+    return lambda name: job(name, train__save_steps=1)
+
+
+@dataclass
+class Warm:
+    """The warm process (see warm.py); `log` collects what its children print."""
+
+    orders: IO[str]
+    answers: IO[str]
+    log: Path
+    cache: Path
+
+    def start(self, arguments: Sequence[str], **strike: object) -> int:
+        """Fork a child for a command line and return its pid."""
+        self.log.write_text("")
+        order = {"arguments": list(arguments), "log": str(self.log), "cache": str(self.cache), **strike}
+        self.orders.write(json.dumps(order) + "\n")
+        self.orders.flush()
+        return int(self.answers.readline())
+
+    def end(self) -> int:
+        """Wait for the child; -9 if it was killed."""
+        self.orders.write("wait\n")
+        self.orders.flush()
+        return int(self.answers.readline())
+
+    def run(self, arguments: Sequence[str], **strike: object) -> int:
+        self.start(arguments, **strike)
+        return self.end()
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    folder = tmp_path_factory.mktemp("warm")
+    environment = os.environ | ENVIRONMENT
+    script = Path(__file__).with_name("warm.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=-1, stdout=-1, text=True, env=environment
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        yield Warm(server.stdin, server.stdout, folder / "log.txt", folder / "cache")
+        server.stdin.close()
+
+
+@pytest.fixture
+def warm(process: Warm, tmp_path: Path) -> Iterator[Warm]:
+    """The warm process with a cache of this test; what its last child said is shown if the test fails."""
+    yield replace(process, cache=tmp_path / "cache")
+    print(process.log.read_text())

@@ -7,75 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from lite_align.train import files
+from tests.behaviour.conftest import ENVIRONMENT, Warm
 
 pytestmark = pytest.mark.slow
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
 STEPS = 6
-
-
-@dataclass
-class Warm:
-    """The warm process (see warm.py); `log` collects what its children print."""
-
-    orders: IO[str]
-    answers: IO[str]
-    log: Path
-    cache: Path
-
-    def start(self, arguments: Sequence[str], **strike: object) -> int:
-        """Fork a child for a command line and return its pid."""
-        self.log.write_text("")
-        order = {"arguments": list(arguments), "log": str(self.log), "cache": str(self.cache), **strike}
-        self.orders.write(json.dumps(order) + "\n")
-        self.orders.flush()
-        return int(self.answers.readline())
-
-    def end(self) -> int:
-        """Wait for the child; -9 if it was killed."""
-        self.orders.write("wait\n")
-        self.orders.flush()
-        return int(self.answers.readline())
-
-    def run(self, arguments: Sequence[str], **strike: object) -> int:
-        self.start(arguments, **strike)
-        return self.end()
-
-
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    folder = tmp_path_factory.mktemp("warm")
-    environment = os.environ | ENVIRONMENT
-    script = Path(__file__).with_name("warm.py")
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=-1, stdout=-1, text=True, env=environment
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        yield Warm(server.stdin, server.stdout, folder / "log.txt", folder / "cache")
-        server.stdin.close()
-
-
-@pytest.fixture
-def warm(process: Warm, tmp_path: Path) -> Iterator[Warm]:
-    """The warm process with a cache of this test; what its last child said is shown if the test fails."""
-    yield replace(process, cache=tmp_path / "cache")
-    print(process.log.read_text())
-
-
-@pytest.fixture
-def every_step(job):
-    """Make a job that saves at every step."""
-    return lambda name: job(name, train__save_steps=1)
-
-
 KILL = {"signal": int(signal.SIGKILL)}
 MOMENTS: dict[str, dict[str, object]] = {
     "run.json is about to appear": {"operation": "rename:1"},

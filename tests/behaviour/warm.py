@@ -2,8 +2,8 @@
 
 One order a line on stdin, as JSON: `arguments`, `log` (a file for both outputs), `cache` (a folder), and what strikes
 the child: `operation` (a fault of `lite_align.train.files`, such as "rename:3") or `call` ("module:name", and the `nth`
-call before which the child sends itself `signal`). Answers: the pid of the child, and after one more line, whatever it
-says, its exit code (-9 after SIGKILL).
+call before which the child sends itself `signal` or raises `error`, the name and the text of an error of torch).
+Answers: the pid of the child, and after one more line, whatever it says, its exit code (-9 after SIGKILL).
 """
 
 import functools
@@ -11,11 +11,13 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 # Imported here once, so that no child spends its time on it.
 import matplotlib.figure  # noqa: F401
+import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import lite_align.evaluate.curves
@@ -27,8 +29,8 @@ from lite_align.train import files
 session.PROBES, session.PROBE_TOKENS = 2, 8
 
 
-def strike_before(call: str, nth: int, signal: int) -> None:
-    """Send this process a signal before the n-th call of a function or method."""
+def strike_before(call: str, nth: int, strike: Callable[[], None]) -> None:
+    """Do something before the n-th call of a function or method."""
     module, _, dotted = call.partition(":")
     *parents, name = dotted.split(".")
     owner: Any = functools.reduce(getattr, parents, importlib.import_module(module))
@@ -37,10 +39,19 @@ def strike_before(call: str, nth: int, signal: int) -> None:
     @functools.wraps(function)
     def wrapper(*args: Any, **keywords: Any) -> Any:
         if next(calls) == nth:
-            os.kill(os.getpid(), signal)
+            strike()
         return function(*args, **keywords)
 
     setattr(owner, name, wrapper)
+
+
+def strike(order: dict[str, Any]) -> None:
+    """Send this process a signal, or raise an error of torch."""
+    if "signal" in order:
+        os.kill(os.getpid(), order["signal"])
+    else:
+        name, text = order["error"]
+        raise getattr(torch, name)(text)
 
 
 def obey(order: dict[str, Any]) -> int:
@@ -50,7 +61,7 @@ def obey(order: dict[str, Any]) -> int:
     os.dup2(log, 2)
     os.environ["LITE_ALIGN_CACHE"] = order["cache"]
     if "call" in order:
-        strike_before(order["call"], order["nth"], order["signal"])
+        strike_before(order["call"], order["nth"], functools.partial(strike, order))
     fault = files.Fault.parse(order["operation"]) if "operation" in order else None
     with files.observed(fault) if fault else nullcontext():
         code = cli.run(order["arguments"])

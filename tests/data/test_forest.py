@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lite_align.data.forest import Segment, batch, grow, order, pack
+from lite_align.data.forest import Segment, apart, batch, grow, order, pack, upload
 from lite_align.data.types import Leaf, Rendered, Tree
 
 # Few tokens, so that common prefixes are frequent and of every length.
@@ -248,3 +248,41 @@ def test_order_is_the_same_in_every_version():
     assert order(8, 42, 0) == written
     assert order(8, 42, 1) != written
     assert order(8, 43, 0) != written
+
+
+@given(groups)
+def test_sequences_apart_are_the_same_sequences(groups):
+    for number, rows in enumerate(groups):
+        tree = apart(grow(number, rows))
+        assert tree.key == number
+        assert [Rendered(leaf.ids, leaf.trained) for leaf in tree.leaves] == rows
+        assert not tree.root
+        alone = batch([tree])
+        assert alone.tokens == sum(len(row.ids) for row in rows)
+        assert alone.lengths.tolist() == [sum(row.trained) for row in rows]
+        assert all(segment.shared_start == segment.shared_stop for segment in alone.segments)
+
+
+class Recorded:
+    """Stands for a tensor and notes what is done with it."""
+
+    def __init__(self):
+        self.calls = []
+
+    def pin_memory(self):
+        self.calls.append("pin")
+        return self
+
+    def to(self, device, **options):
+        self.calls.append((str(device), options))
+        return self
+
+
+def test_an_upload_goes_through_pinned_memory_on_cuda_alone():
+    for device, calls in {
+        "cuda:0": ["pin", ("cuda:0", {"non_blocking": True})],
+        "cpu": [("cpu", {})],
+    }.items():
+        tensor = Recorded()
+        upload(tensor, torch.device(device))
+        assert tensor.calls == calls

@@ -97,9 +97,14 @@ def test_the_setting_for_bf16_operands_is_for_one_product_only():
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     x = torch.tensor([[1 + 2**-12]])  # rounds to 1 in bf16
-    with pytest.raises(RuntimeError, match="stop"), logps._rounding_nothing():
-        assert matmul.fp32_precision == "bf16"
-        raise RuntimeError("stop")
+
+    def a_product_fails():
+        with logps._rounding_nothing():
+            assert matmul.fp32_precision == "bf16"
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        a_product_fails()
     assert matmul.fp32_precision == before
     hidden, head, target = problem(torch.bfloat16, scale=1.0, softcap=None, bias=False)
     logps.token_logps(hidden, head, target)

@@ -10,13 +10,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lite_align.data import forest
 from lite_align.data.types import Leaf, Tree
 from lite_align.errors import RecipeError, TrainingStopped
 from lite_align.losses.preference import LOSSES
 from lite_align.model.backbone import Backbone, Role
+from lite_align.model.load import load_model
+from lite_align.recipe import ModelOptions
 from lite_align.stages import train_dpo
 from lite_align.stages.dpo import DPO, PairSet, loss_options
+from lite_align.train.faults import TokenBudget
+from lite_align.train.fit import make_step
 from tests.stages import small
+from tests.waiting import without_waiting
 
 ROWS = small.rows(20, prompts=17)
 
@@ -151,7 +157,7 @@ def test_evaluation_counts_each_pair_once_whatever_the_packs():
     logistic = math.log1p(math.exp(-1))
     for budget in (1, 10_000):
         stage = by_hand()
-        stage.budget = budget
+        stage.budget.tokens = budget
         found = stage.evaluate()
         assert found["loss"] == pytest.approx((2 * logistic + 1 + 0.875) / 2)  # weights are for training
         assert found["rewards/accuracies"] == pytest.approx(0.5)
@@ -262,6 +268,142 @@ def test_adapters_go_out_and_in_exactly(fresh, both):
     assert all(
         torch.equal(value, stage.adapters()["policy"][name]) for name, value in start["policy"].items()
     )
+
+
+# Without waiting, in little memory, with prompts apart.
+
+
+@pytest.mark.parametrize(("name", "recompute"), [*((name, False) for name in LOSSES), ("sigmoid", True)])
+def test_a_step_does_not_wait_for_the_device(fresh, both, monkeypatch, name, recompute):
+    recipe = small.recipe({"name": name, "sft_weight": 0.2}, tokens_per_microbatch=120)
+    stage = small.split(fresh, both, recipe, 4)
+    engine = small.engine(stage)
+    engine.update(stage.window(0), stage.loss)  # the first step proves that gradients arrive
+    fresh.recompute(len(fresh.blocks) if recompute else 0)
+    window = stage.window(1)
+    assert len(window.batches) > 1
+    try:
+        with without_waiting(monkeypatch):
+            engine.update(window, stage.loss)
+    finally:
+        fresh.recompute(0)
+    assert engine.step == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_step_does_not_wait_for_a_gpu(tiny_llama, quantization):
+    options = ModelOptions.model_validate(
+        {"name": str(tiny_llama), "quantization": quantization, "dtype": "bfloat16"}
+    )
+    model = Backbone(load_model(options, device="cuda"), small.SHAPE, seed=42)
+    stage = small.stage(model, ROWS, small.recipe({"sft_weight": 0.2}, tokens_per_microbatch=120))
+    engine = small.engine(stage, 10)
+    engine.update(stage.window(0), stage.loss)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in (1, 2):
+            engine.update(stage.window(step), stage.loss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert math.isfinite(engine.logged()["loss"])
+
+
+def strike(monkeypatch, nth: int) -> list[int]:
+    """Make the n-th pass through the model (from 0) run out of memory; returns the sizes of all passes."""
+    forward, passes = Backbone.leaf_logps, []
+
+    def failing(self: Backbone, batch):
+        passes.append(len(batch.keys))
+        if len(passes) == nth + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, batch)
+
+    monkeypatch.setattr(Backbone, "leaf_logps", failing)
+    return passes
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_evaluation_and_proof_outlive_memory_that_runs_out(fresh, both, monkeypatch, nth):
+    def measures(stage: DPO):
+        return {"evaluate": stage.evaluate, "logps": stage.held_out_logps, "proof": stage.prove_start}
+
+    def stage() -> DPO:
+        return small.split(fresh, both, small.recipe(tokens_per_microbatch=150), 8)
+
+    for name, measure in measures(stage()).items():
+        expected = measure()
+        struck = stage()
+        told = []
+        struck.budget = TokenBudget(150, tell=told.append)
+        with monkeypatch.context() as patched:
+            passes = strike(patched, nth)
+            found = measures(struck)[name]()
+        assert len(told) == 1, "the fault fired"
+        assert passes[nth] > 1
+        assert sum(passes) - passes[nth] == 8, "each pair once, the failed pass aside"
+        assert struck.budget.tokens < 76
+        if name == "logps":
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+        elif name == "evaluate":
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        else:
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("number", range(3))
+def test_a_step_outlives_memory_that_runs_out(fresh, both, monkeypatch, number, phase):
+    start, found = fresh.adapter_tensors(Role.POLICY), []
+    for strikes in (False, True):
+        fresh.set_adapter_tensors(Role.POLICY, start)
+        stage = small.split(fresh, both, small.recipe({"sft_weight": 0.2}, tokens_per_microbatch=150), 4)
+        told, sizes, loss_of = [], [], stage.loss
+        stage.budget = TokenBudget(150, tell=told.append)
+
+        def loss(batch, strikes=strikes, sizes=sizes, loss_of=loss_of):
+            found = loss_of(batch)
+            sizes.append(len(batch.keys))
+            if strikes and len(sizes) == number + 1:
+                if phase == "forward":
+                    _no_memory()
+                found.total.register_hook(_no_memory)
+            return found
+
+        monkeypatch.setattr(stage, "loss", loss)
+        engine = small.engine(stage)
+        make_step(stage, engine)
+        assert [lowered.where for lowered in told] == [f"the {phase} pass of step 1"] * strikes
+        assert sum(sizes[number + 1 :] if strikes else sizes) == 8
+        found.append((engine.parameters.gradient.clone(), engine.logged()))
+    (gradient, logged), (gradient_struck, logged_struck) = found
+    assert (gradient_struck - gradient).norm() <= 1e-6 * gradient.norm()
+    assert logged_struck == pytest.approx(logged, rel=1e-5, abs=1e-5)
+
+
+def _no_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_prompts_apart_make_the_same_step(fresh, both):
+    start = fresh.adapter_tensors(Role.POLICY)
+    apart = [forest.apart(tree) for tree in both.trees]
+    alone = small.pair_set(fresh, both.pairs, apart)
+    torch.testing.assert_close(alone.reference, both.reference, rtol=1e-5, atol=1e-5)
+    assert sum(tree.tokens for tree in apart) > 1.2 * sum(tree.tokens for tree in both.trees)
+    found = []
+    for pairs in (both, alone):
+        fresh.set_adapter_tensors(Role.POLICY, start)
+        stage = small.split(fresh, pairs, small.recipe({"sft_weight": 0.2}), 6)
+        engine = small.engine(stage)
+        for step in range(2):
+            engine.update(stage.window(step), stage.loss)
+        found.append((engine.parameters.gradient.clone(), engine.logged(), stage.evaluate()))
+    (gradient, logged, held_out), (gradient_alone, logged_alone, held_out_alone) = found
+    assert (gradient_alone - gradient).norm() < 1e-4 * gradient.norm()
+    assert logged_alone == pytest.approx(logged, rel=1e-4, abs=1e-5)
+    assert held_out_alone == pytest.approx(held_out, rel=1e-4, abs=1e-5)
 
 
 # Options.

@@ -21,6 +21,8 @@ from lite_align.model.folder import cache_root
 from lite_align.recipe import load, to_dict
 from lite_align.stages import reference, train_dpo
 from lite_align.stages.reference import ReferenceCache, fill, tree_digest, verify
+from lite_align.train.faults import TokenBudget
+from lite_align.train.record import read_record
 from lite_align.train.run import Run
 from tests.stages import small
 
@@ -146,13 +148,47 @@ def test_a_sweep_computes_the_reference_once_and_new_rows_alone(tiny_llama, tmp_
     weights["model.norm.weight"] = weights["model.norm.weight"] * 1.01
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     assert misses("other", model=other) == 20
+    assert misses("apart", "speed.share_prompts=false") == 20
+    assert misses("apart again", "speed.share_prompts=false", "loss.beta=0.5") == 0
+
+
+def test_shortcuts_that_are_off_are_off_in_every_pass(tiny_llama, tmp_path, monkeypatch):
+    data = small.write(tmp_path / "rows.jsonl", ROWS)
+    forward, shared, fused = Backbone.leaf_logps, [], []
+    monkeypatch.setattr(train_dpo, "Engine", lambda *_, **options: fused.append(options["fused"]))
+
+    def counting(self: Backbone, batch):
+        shared.append(sum(segment.shared_stop - segment.shared_start for segment in batch.segments))
+        return forward(self, batch)
+
+    monkeypatch.setattr(Backbone, "leaf_logps", counting)
+    found = []
+    for share in ("true", "false"):
+        shared.clear()
+        sets = [f"speed.share_prompts={share}", f"speed.fused_optimizer={share}", "loss.sft_weight=0"]
+        prepared, stage = prepared_run(tiny_llama, data, tmp_path / share, sets)
+        stage.loss(stage.window(0).batches[0])
+        evaluated = stage.evaluate()
+        assert all(shared) if share == "true" else not any(shared)
+        record = read_record(tmp_path / share)
+        found.append(
+            (prepared.hashes["tokens"], stage.train.reference, evaluated, record["reference"]["kernel"])
+        )
+    (tokens, values, evaluated, kernel), (tokens_apart, values_apart, evaluated_apart, kernel_apart) = found
+    assert tokens_apart == tokens, "a run can be resumed with the other layout"
+    torch.testing.assert_close(values_apart, values, rtol=1e-5, atol=1e-4)
+    assert evaluated_apart == pytest.approx(evaluated, rel=1e-4, abs=1e-4)
+    assert kernel_apart != kernel
+    assert fused == [True, False]
 
 
 def test_equal_trees_are_computed_once(model, trees, tmp_path, counted):
-    values, hits = fill(model, [*trees[:3], trees[0]], cache(tmp_path), budget=1, view=small.silent())
+    values, hits = fill(
+        model, [*trees[:3], trees[0]], cache(tmp_path), budget=TokenBudget(1), view=small.silent()
+    )
     assert (hits, counted) == (0, [1, 1, 1])
     assert values[3] == values[0]
-    _, hits = fill(model, [*trees[:3], trees[0]], cache(tmp_path), budget=1, view=small.silent())
+    _, hits = fill(model, [*trees[:3], trees[0]], cache(tmp_path), budget=TokenBudget(1), view=small.silent())
     assert hits == 4
 
 
@@ -164,19 +200,21 @@ def test_passes_keep_to_the_budget(model, trees, tmp_path, monkeypatch):
         return compute(backbone, pack)
 
     monkeypatch.setattr(reference, "compute", noting)
-    fill(model, trees, cache(tmp_path), budget=200, view=small.silent())
+    fill(model, trees, cache(tmp_path), budget=TokenBudget(200), view=small.silent())
     assert 1 < len(passes) < len(trees)
     assert all(sum(pack) <= 200 or len(pack) == 1 for pack in passes)
 
 
 def test_the_values_are_those_of_the_base_whatever_the_policy_is(model, trees, tmp_path):
-    expected, _ = fill(model, trees, cache(tmp_path / "a"), budget=300, view=small.silent())
+    expected, _ = fill(model, trees, cache(tmp_path / "a"), budget=TokenBudget(300), view=small.silent())
     before = model.adapter_tensors(Role.POLICY)
     moved = {name: value + 0.1 for name, value in before.items()}
     model.set_adapter_tensors(Role.POLICY, moved)
     try:
         with model.role(Role.POLICY):
-            values, _ = fill(model, trees, cache(tmp_path / "b"), budget=300, view=small.silent())
+            values, _ = fill(
+                model, trees, cache(tmp_path / "b"), budget=TokenBudget(300), view=small.silent()
+            )
     finally:
         model.set_adapter_tensors(Role.POLICY, before)
     assert values == expected
@@ -190,27 +228,27 @@ def test_the_values_are_those_of_the_base_whatever_the_policy_is(model, trees, t
 def test_a_poisoned_value_is_caught(model, trees, tmp_path, poison):
     held = cache(tmp_path)
     few = trees[: reference.CHECKED_ROWS]
-    values, _ = fill(model, few, held, budget=300, view=small.silent())
-    assert verify(model, few, values, seed=1) < 1e-4
+    values, _ = fill(model, few, held, budget=TokenBudget(300), view=small.silent())
+    assert verify(model, few, values, seed=1, budget=TokenBudget(300)) < 1e-4
     chosen, rejected = values[5]
     held.store({tree_digest(few[5]): (chosen + poison, rejected)})
-    values, hits = fill(model, few, held, budget=300, view=small.silent())
+    values, hits = fill(model, few, held, budget=TokenBudget(300), view=small.silent())
     assert hits == len(few)
     with pytest.raises(TrainingStopped, match="away from the live reference") as stopped:
-        verify(model, few, values, seed=1)
+        verify(model, few, values, seed=1, budget=TokenBudget(300))
     assert str(cache_root() / "reference") in stopped.value.remedy
 
 
 def test_of_many_rows_eight_are_checked_and_the_seed_chooses(model, trees, counted):
     values = [reference.compute(model, [tree])[0] for tree in trees]
     counted.clear()
-    verify(model, trees, values, seed=1)
+    verify(model, trees, values, seed=1, budget=TokenBudget(300))
     assert counted == [1] * 8
     wrong = [(chosen + 1.0, rejected) for chosen, rejected in values[:1]] + values[1:]
     caught = 0
     for seed in range(12):
         try:
-            verify(model, trees, wrong, seed=seed)
+            verify(model, trees, wrong, seed=seed, budget=TokenBudget(300))
         except TrainingStopped:
             caught += 1
     assert 0 < caught < 12
@@ -288,7 +326,7 @@ def test_a_full_disk_is_told_as_one(tmp_path):
 
 def test_a_killed_pass_goes_on_with_the_same_bits(model, trees, tmp_path, monkeypatch):
     twice = [*trees, trees[4]]  # the same tree in two places must not change how packs are made
-    through, _ = fill(model, twice, cache(tmp_path / "through"), budget=150, view=small.silent())
+    through, _ = fill(model, twice, cache(tmp_path / "through"), budget=TokenBudget(150), view=small.silent())
     compute, calls = reference.compute, 0
 
     def killed(*arguments):
@@ -300,8 +338,10 @@ def test_a_killed_pass_goes_on_with_the_same_bits(model, trees, tmp_path, monkey
 
     monkeypatch.setattr(reference, "compute", killed)
     with pytest.raises(KeyboardInterrupt):
-        fill(model, twice, cache(tmp_path / "killed"), budget=150, view=small.silent())
-    values, hits = fill(model, twice, cache(tmp_path / "killed"), budget=150, view=small.silent())
+        fill(model, twice, cache(tmp_path / "killed"), budget=TokenBudget(150), view=small.silent())
+    values, hits = fill(
+        model, twice, cache(tmp_path / "killed"), budget=TokenBudget(150), view=small.silent()
+    )
     assert 0 < hits < len(trees)
     assert values == through
 
@@ -309,6 +349,7 @@ def test_a_killed_pass_goes_on_with_the_same_bits(model, trees, tmp_path, monkey
 FILLING = """
 import sys
 from pathlib import Path
+from lite_align.train.faults import TokenBudget
 from tests.stages import small
 from lite_align.stages.reference import ReferenceCache, fill
 model = small.backbone(Path(sys.argv[1]))
@@ -316,7 +357,7 @@ trees = small.as_trees(small.as_pairs(small.rows(20)), model.loaded.tokenizer)
 cache = ReferenceCache(Path(sys.argv[2]), {"base": "a"})
 print("ready", flush=True)
 sys.stdin.readline()
-values, _ = fill(model, trees, cache, budget=1, view=small.silent())
+values, _ = fill(model, trees, cache, budget=TokenBudget(1), view=small.silent())
 print(repr(values))
 """
 
@@ -336,8 +377,8 @@ def test_two_processes_fill_one_cache_at_once(model, trees, tiny_llama, tmp_path
         other.stdin.write("go\n")
         other.stdin.flush()
         started = time.monotonic()
-        ours, _ = fill(model, trees, cache(tmp_path), budget=1, view=small.silent())
+        ours, _ = fill(model, trees, cache(tmp_path), budget=TokenBudget(1), view=small.silent())
         theirs = other.stdout.read()
         assert other.wait(60) == 0, time.monotonic() - started
     assert theirs.strip() == repr(ours)
-    assert fill(model, trees, cache(tmp_path), budget=1, view=small.silent()) == (ours, 20)
+    assert fill(model, trees, cache(tmp_path), budget=TokenBudget(1), view=small.silent()) == (ours, 20)

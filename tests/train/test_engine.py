@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from lite_align.errors import TrainingStopped
 from lite_align.recipe import TrainOptions
 from lite_align.train.engine import Engine, FlatParameters, Loss, Window, learning_rate
+from tests.waiting import without_waiting
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,23 @@ def options(**changes) -> TrainOptions:
 class Linear:
     """Two tensors named like adapter ones; loss = squared error summed over the micro-batch."""
 
-    def __init__(self, **changes):
+    def __init__(self, *, device: str = "cpu", fused: bool = True, **changes):
         torch.manual_seed(0)
-        self.a = nn.Parameter(torch.randn(3))
-        self.b = nn.Parameter(torch.zeros(1))
+        self.a = nn.Parameter(torch.randn(3).to(device))
+        self.b = nn.Parameter(torch.zeros(1).to(device))
         named = [("lora_A", self.a), ("lora_B", self.b)]
-        self.engine = Engine(Accelerator(cpu=True), named, options(**changes), total_steps=10)
+        # One process has one accelerator; the engine takes the device from the tensors.
+        accelerator = Accelerator(cpu=True)
+        self.engine = Engine(accelerator, named, options(**changes), total_steps=10, fused=fused)
 
     def loss(self, batch: Examples) -> Loss:
         error = (batch.inputs @ self.a + self.b - batch.targets) ** 2
         return Loss(error.sum(), {"loss": error.detach().sum()}, len(batch.keys))
 
 
-def examples(count: int) -> Examples:
+def examples(count: int, device: str = "cpu") -> Examples:
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(count, 3, generator=generator)
+    inputs = torch.randn(count, 3, generator=generator).to(device)
     return Examples(inputs, inputs.sum(1), tuple(range(count)))
 
 
@@ -96,16 +101,40 @@ def test_the_gradient_is_clipped_to_the_global_norm():
 
 @pytest.mark.parametrize("broken", ["nan", "inf"])
 def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing(broken):
+    """The host learns of it when it reads the metrics, some steps later; none of those was made either."""
     linear = Linear()
     linear.engine.update(split(examples(8), [8]), linear.loss)
     before = linear.engine.parameters.flat.detach().clone()
     poisoned = examples(8)
     poisoned.inputs[3, 0] = float(broken)
+    moments = linear.engine.state()["exp_avg"].clone()
+    for batch in (poisoned, examples(2), examples(3)):  # the host goes on until it asks
+        linear.engine.update(split(batch, [len(batch.keys)]), linear.loss)
     with pytest.raises(TrainingStopped, match="step 2 is not finite") as stopped:
-        linear.engine.update(split(poisoned, [8]), linear.loss)
-    assert "3" in stopped.value.details[0]
+        linear.engine.logged()
+    assert torch.equal(linear.engine.state()["exp_avg"], moments)
+    assert stopped.value.details == ("examples of that step: 0, 1, 2, 3, 4, 5, 6, 7",)
     assert torch.equal(linear.engine.parameters.flat, before)
     assert linear.engine.step == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_step_that_broke_is_the_one_named(fused):
+    """After good steps that nobody asked about; the plain path knows at once."""
+    linear, known = Linear(fused=fused), Linear(fused=fused)
+    for linear_of in (linear, known):
+        for _ in range(3):
+            linear_of.engine.update(split(examples(8), [8]), linear_of.loss)
+    poisoned = examples(5)
+    poisoned.inputs[1, 0] = float("nan")
+    window = split(poisoned, [2, 3])
+    if fused:
+        linear.engine.update(window, linear.loss)
+    with pytest.raises(TrainingStopped, match="step 4 is not finite") as stopped:
+        linear.engine.check() if fused else linear.engine.update(window, linear.loss)
+    assert stopped.value.details == ("examples of that step: 0, 1, 2, 3, 4",)
+    assert linear.engine.step == 3
+    assert torch.equal(linear.engine.parameters.flat, known.engine.parameters.flat)
 
 
 def test_an_adapter_tensor_without_a_gradient_is_named_at_the_first_step():
@@ -159,3 +188,115 @@ def test_learning_rate_by_hand():
     linear = options(warmup=0.2, schedule="linear")
     assert learning_rate(4, 10, linear, 1.0) == pytest.approx(0.75)
     assert learning_rate(9, 10, options(warmup=0.2), 3.0) == 3.0
+
+
+# Without waiting for the device.
+
+
+def test_a_step_does_not_wait_for_the_device(monkeypatch):
+    linear = Linear(weight_decay=0.1)
+    linear.engine.update(split(examples(8), [8]), linear.loss)  # the first step proves that gradients arrive
+    window = split(examples(8), [3, 5])
+    with without_waiting(monkeypatch):
+        linear.engine.update(window, linear.loss)
+    assert linear.engine.logged()["loss"] > 0
+
+
+def test_waiting_is_noticed(monkeypatch):
+    plain = Linear(fused=False)
+    plain.engine.update(split(examples(8), [8]), plain.loss)
+    for wait in (
+        lambda: plain.engine.update(split(examples(8), [8]), plain.loss),  # documented to wait
+        lambda: float(plain.a.sum()),
+        lambda: bool((plain.a > 0).any()),
+        lambda: plain.a.tolist(),
+        lambda: plain.a[plain.a > 0],
+        lambda: torch.equal(plain.a, plain.b),
+    ):
+        with (
+            pytest.raises(AssertionError, match="waits"),
+            without_waiting(monkeypatch),
+        ):
+            wait()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_step_does_not_wait_for_a_gpu():
+    linear = Linear(device="cuda")
+    windows = [split(examples(8, "cuda"), sizes) for sizes in ([8], [3, 5], [8])]
+    linear.engine.update(windows[0], linear.loss)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for window in windows[1:]:
+            linear.engine.update(window, linear.loss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = Linear()
+    for sizes in ([8], [3, 5], [8]):
+        on_cpu.engine.update(split(examples(8), sizes), on_cpu.loss)
+    torch.testing.assert_close(linear.a.cpu(), on_cpu.a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gradient_that_is_not_finite_changes_nothing_on_a_gpu():
+    linear = Linear(device="cuda")
+    linear.engine.update(split(examples(8, "cuda"), [8]), linear.loss)
+    before = {name: tensor.clone() for name, tensor in linear.engine.state().items()}
+    weights = linear.engine.parameters.flat.detach().clone()
+    poisoned = examples(8, "cuda")
+    poisoned.inputs[3, 0] = float("nan")
+    for batch in (poisoned, examples(8, "cuda")):
+        linear.engine.update(split(batch, [8]), linear.loss)
+    with pytest.raises(TrainingStopped, match="step 2 is not finite"):
+        linear.engine.check()
+    assert torch.equal(linear.engine.parameters.flat, weights)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in linear.engine.state().items())
+
+
+# The plain path, memory, faults.
+
+
+def test_the_plain_optimizer_equals_the_fused_one():
+    fused, plain = Linear(weight_decay=0.1), Linear(weight_decay=0.1, fused=False)
+    for _ in range(5):
+        for linear in (fused, plain):
+            linear.engine.update(split(examples(8), [3, 5]), linear.loss)
+    assert not plain.engine.optimizer.defaults["fused"]
+    torch.testing.assert_close(
+        plain.engine.parameters.flat, fused.engine.parameters.flat, rtol=1e-6, atol=1e-7
+    )
+    for name, tensor in plain.engine.state().items():
+        torch.testing.assert_close(tensor, fused.engine.state()[name], rtol=1e-6, atol=1e-9)
+
+
+def test_the_moments_are_there_before_the_first_step():
+    linear = Linear()
+    before = {name: tensor.data_ptr() for name, tensor in linear.engine.state().items()}
+    linear.engine.update(split(examples(8), [8]), linear.loss)
+    assert {name: tensor.data_ptr() for name, tensor in linear.engine.state().items()} == before
+    assert set(before) == {"exp_avg", "exp_avg_sq", "start"}
+
+
+def test_a_microbatch_that_fails_leaves_a_step_that_can_be_made_again():
+    whole, struck = Linear(), Linear()
+    window = split(examples(8), [3, 3, 2])
+    whole.engine.update(window, whole.loss)
+    calls = 0
+
+    def failing(batch: Examples) -> Loss:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return struck.loss(batch)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        struck.engine.update(window, failing)
+    assert struck.engine.phase == "forward"
+    assert struck.engine.step == 0
+    assert struck.engine.sums.weight == 0
+    struck.engine.update(window, struck.loss)
+    assert torch.equal(struck.engine.parameters.flat, whole.engine.parameters.flat)
+    assert struck.engine.logged() == whole.engine.logged()

@@ -1,6 +1,7 @@
 """fit: a toy stage (one small layer with dropout, no transformer) under the real engine, run folder and loop."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lite_align.errors import DiskFull, Interrupted, TrainingStopped
+from lite_align.errors import DiskFull, Interrupted, TooLittleMemory, TrainingStopped
 from lite_align.recipe import TrainOptions
 from lite_align.train import checkpoint, files
 from lite_align.train.engine import Engine, Loss, Window
-from lite_align.train.fit import METER_STEPS, Cadence, fit, restore
+from lite_align.train.faults import Lowered, TokenBudget
+from lite_align.train.fit import METER_STEPS, Cadence, Clock, fit, restore, tell_lowered
 from lite_align.train.record import read_metrics, read_record
 from lite_align.train.run import Run
 from lite_align.view import View
@@ -51,6 +54,7 @@ class Toy:
     broken_metric: int | None = None
     name: str = "toy"
     events: list[str] = field(default_factory=list)
+    budget: TokenBudget = field(default_factory=lambda: TokenBudget(10))
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -65,7 +69,8 @@ class Toy:
         epoch, index = divmod(step, -(-ROWS // BATCH))
         order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch)).tolist()
         keys = order[index * BATCH : (index + 1) * BATCH]
-        return Window([Rows(tuple(keys[i : i + 2])) for i in range(0, len(keys), 2)], float(len(keys)))
+        rows = max(1, self.budget.tokens // 5)
+        return Window([Rows(tuple(keys[i : i + rows])) for i in range(0, len(keys), rows)], float(len(keys)))
 
     def loss(self, batch: Rows) -> Loss:
         rows = list(batch.keys)
@@ -359,6 +364,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, value: float) -
     again.assert_equals(whole)
 
 
+@pytest.mark.parametrize(("log", "evaluate", "save"), [(9, 3, 9), (9, 9, 2), (2, 9, 9), (9, 9, 9)])
+def test_nothing_is_evaluated_logged_or_saved_after_a_gradient_that_is_not_finite(
+    tmp_path: Path, log: int, evaluate: int, save: int
+) -> None:
+    """However late the host asks, it hears of step 5 first, and the adapter is that of step 4."""
+    one = training(tmp_path / "run", toy=Toy(broken={4: float("nan")}), log=log, evaluate=evaluate, save=save)
+    with pytest.raises(TrainingStopped, match="gradient of step 5 is not finite"):
+        one.go()
+    assert one.toy.events in ([], ["evaluate 3"])
+    assert all(step <= 4 for step in checkpoint.steps(one.path))
+    assert all(row["step"] <= 4 for row in one.metrics())
+    known = training(tmp_path / "known", steps=9)
+    with pytest.raises(Stopped):
+        known.go(crash_after(4))
+    assert torch.equal(one.toy.a, known.toy.a)
+    assert one.engine.step == 4
+
+
 @pytest.mark.parametrize("log", [1, 2, 9])
 def test_a_metric_that_is_not_finite_is_neither_logged_nor_saved(tmp_path: Path, log: int) -> None:
     one = training(tmp_path / "run", toy=Toy(broken_metric=2), log=log, save=2)
@@ -399,6 +422,156 @@ def test_the_meter_is_read_in_a_resumed_run_too(tmp_path: Path) -> None:
         stuck().go(crash_after(17))
     with pytest.raises(TrainingStopped, match=f"moved in {METER_STEPS} steps"):
         stuck().go()
+
+
+# Memory.
+
+
+class Fails(torch.autograd.Function):
+    """The identity; its backward pass runs out of memory."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@dataclass
+class Short(Toy):
+    """Runs out of memory in a pass (number of the pass from the start of the run, phase) as often as it is listed."""
+
+    struck: Sequence[tuple[int, str]] = ()
+    passes: int = 0
+    seen: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list)
+
+    def loss(self, batch: Rows) -> Loss:
+        number, self.passes = self.passes, self.passes + 1
+        self.seen.append((self.step, batch.keys, torch.get_rng_state()))
+        if (number, "forward") in self.struck:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        found = super().loss(batch)
+        if (number, "backward") in self.struck:
+            return Loss(Fails.apply(found.total), found.sums, found.examples)  # type: ignore[arg-type]
+        return found
+
+
+def short(
+    path: Path, *struck: tuple[int, str], tokens: int = 10, dropout: float = 0.0, **more: Any
+) -> Training:
+    toy = Short(dropout=dropout, struck=struck)
+    one = training(path, toy=toy, **more)
+    toy.budget = TokenBudget(tokens, tell=lambda lowered: toy.events.append(lowered.where))
+    return one
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("number", range(5))  # 2 passes of 2 rows in steps 1 and 2, then one
+def test_memory_that_runs_out_in_any_pass_changes_no_update(tmp_path: Path, number: int, phase: str) -> None:
+    plain, struck = short(tmp_path / "plain", steps=4), short(tmp_path / "struck", (number, phase), steps=4)
+    plain.go()
+    struck.go()
+    step = number // 2
+    assert struck.toy.events[0] == f"the {phase} pass of step {step + 1}", "the fault fired"
+    seen = [keys for at, keys, _ in struck.toy.seen if at == step]  # type: ignore[attr-defined]
+    failed, made = seen[: number % 2 + 1], seen[number % 2 + 1 :]
+    assert {len(keys) for keys in failed} == {2}
+    assert {len(keys) for keys in made} == {1}
+    expected = [keys for at, keys, _ in plain.toy.seen if at == step]  # type: ignore[attr-defined]
+    assert sorted(chain(*made)) == sorted(chain(*expected)), "the same examples"
+    torch.testing.assert_close(struck.toy.a, plain.toy.a, rtol=1e-6, atol=0)
+    torch.testing.assert_close(struck.toy.b, plain.toy.b, rtol=1e-6, atol=0)
+    for ours, theirs in zip(struck.metrics(), plain.metrics(), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"rewards/margins"}:  # the toy logs the largest of each pass
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
+
+
+def test_memory_may_run_out_again_and_random_numbers_start_again(tmp_path: Path) -> None:
+    one = short(tmp_path / "run", (1, "backward"), (2, "forward"), tokens=20, dropout=0.5, steps=2, save=1)
+    one.go()
+    seen = one.toy.seen  # type: ignore[attr-defined]
+    # Step 1 in one pass of four rows; step 2 in one of four, in two of two, in four of one.
+    assert [len(keys) for _, keys, _ in seen] == [4, 4, 2, 1, 1, 1, 1]
+    assert torch.equal(seen[1][2], seen[2][2])
+    assert torch.equal(seen[1][2], seen[3][2])
+    assert not torch.equal(seen[3][2], seen[4][2]), "dropout draws numbers"
+    assert one.toy.budget.tokens == 5
+
+
+def test_a_resumed_run_goes_on_with_the_lowered_budget(tmp_path: Path) -> None:
+    whole, stopped = (short(tmp_path / name, (3, "backward"), dropout=0.5) for name in ("whole", "stopped"))
+    whole.go()
+    with pytest.raises(Stopped):
+        stopped.go(crash_after(4))
+    again = short(stopped.path, dropout=0.5)
+    again.go()
+    assert {len(keys) for _, keys, _ in again.toy.seen} == {1}  # type: ignore[attr-defined]
+    again.assert_equals(whole)
+    assert "memory ran out before" in (again.path / "log.txt").read_text()
+
+
+def test_memory_that_is_too_small_for_one_example_stops_the_run(tmp_path: Path) -> None:
+    one = short(tmp_path / "run", *((n, "backward") for n in range(4, 20)), save=1)
+    with pytest.raises(TooLittleMemory, match="the backward pass of step 3") as told:
+        one.go()
+    assert [len(keys) for step, keys, _ in one.toy.seen if step == 2] == [2, 1]  # type: ignore[attr-defined]
+    assert "5 tokens" in told.value.details[0]
+    assert one.newest().step == 2
+    assert torch.equal(one.newest().tensors["policy"]["a"], one.toy.a), "the step was not made"
+
+
+def test_a_lowered_budget_is_in_the_record_the_log_and_on_the_screen(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with Run.create(stage="dpo", recipe={}, out=tmp_path / "run") as run:
+        tell_lowered(
+            run, View(file=screen, errors=screen), Lowered("the evaluation", 4096, 1000, "no memory")
+        )
+    (event,) = read_record(tmp_path / "run")["events"]
+    assert event["kind"] == "out_of_memory"
+    assert (event["where"], event["before"], event["after"]) == ("the evaluation", 4096, 1000)
+    for text in (
+        event["text"],
+        (tmp_path / "run" / "log.txt").read_text(),
+        " ".join(screen.getvalue().split()),
+    ):
+        assert "Memory ran out in the evaluation" in text
+
+
+def test_a_lost_device_is_not_saved_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = training(tmp_path / "run", save=2)
+    real = one.toy.loss
+
+    def loss(batch: Rows) -> Loss:
+        if one.toy.step == 3:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        return real(batch)
+
+    monkeypatch.setattr(one.toy, "loss", loss)
+    with pytest.raises(torch.AcceleratorError):
+        one.go()
+    assert checkpoint.steps(one.path) == [2]
+    whole, again = training(tmp_path / "whole"), training(one.path)
+    whole.go()
+    again.go()
+    again.assert_equals(whole)
+
+
+# Speeds.
+
+
+def test_speeds_leave_out_evaluation_and_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 102.0, 150.0, 153.0, 153.0, 160.0, 160.0])
+    monkeypatch.setattr("lite_align.train.fit.time.perf_counter", lambda: next(now))
+    clock = Clock()
+    clock.count(30)
+    clock.pause()  # 2 s of training, then 48 of something else
+    clock.go_on()
+    clock.count(20)
+    assert clock.speeds(10.0) == {"examples_per_second": 2.0, "tokens_per_second": 10.0}
+    assert clock.speeds(14.0) == {"examples_per_second": 2.0, "tokens_per_second": 0.0}
 
 
 # Disk.

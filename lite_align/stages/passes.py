@@ -1,0 +1,59 @@
+"""Passes over trees: how they are laid out and packed, and what happens where memory runs out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from lite_align.data import forest
+from lite_align.data.types import Tree
+from lite_align.stages.pairs import to_batch
+from lite_align.train.faults import Shortage, Size, TokenBudget, attempt
+
+T = TypeVar("T")
+
+
+def laid_out(trees: Sequence[Tree], *, share_prompts: bool) -> list[Tree]:
+    """The trees as they are computed: as they are, or every answer with a prompt of its own."""
+    return list(trees) if share_prompts else [forest.apart(tree) for tree in trees]
+
+
+def batches(trees: Sequence[Tree], tokens: int, device: torch.device) -> list[forest.Batch]:
+    """Pack trees into batches of at most so many tokens on a device."""
+    return [to_batch([trees[i] for i in pack], device) for pack in forest.pack(trees, tokens)]
+
+
+def in_packs(
+    trees: Sequence[Tree],
+    packs: Sequence[Sequence[int]],
+    work: Callable[[list[Tree]], T],
+    budget: TokenBudget,
+    *,
+    where: str,
+) -> Iterator[tuple[list[int], T]]:
+    """Do some work without gradients on pack after pack, and yield each pack with its result.
+
+    Where memory runs out, the budget is lowered and the trees that are left are packed again.
+
+    Args:
+        trees: of which the packs are made.
+        packs: indices into `trees`.
+        work: what to do with the trees of a pack.
+        budget: of the packs.
+        where: what is done, for messages ("the evaluation").
+
+    Raises:
+        TooLittleMemory: a pack of one tree ran out of memory.
+    """
+    left = [list(pack) for pack in packs]
+    while left:
+        pack = [trees[i] for i in left[0]]
+        result = attempt(partial(work, pack))
+        if isinstance(result, Shortage):
+            budget.lower(result, where, [Size(sum(tree.tokens for tree in pack), len(pack))])
+            rest = [i for indices in left for i in indices]
+            again = forest.pack([trees[i] for i in rest], budget.tokens)
+            left = [[rest[i] for i in indices] for indices in again]
+            continue
+        yield left.pop(0), result

@@ -1,0 +1,80 @@
+"""Packs that run out of memory, and trees whose prompts are not shared."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from lite_align.data import forest
+from lite_align.data.types import Leaf, Tree
+from lite_align.errors import TooLittleMemory
+from lite_align.stages.passes import batches, in_packs, laid_out
+from lite_align.train.faults import TokenBudget
+
+# Ten tokens each: a root of 4 and leaves of 3.
+TREES = [
+    Tree(key, (1, 2, 3, key + 10), (False,) * 4, (Leaf((5, 6, 7), (True,) * 3), Leaf((8, 9, 7), (True,) * 3)))
+    for key in range(7)
+]
+
+
+class Device:
+    """Knows how many tokens it has room for, and which trees it has seen in each pass."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.seen: list[list[int]] = []
+
+    def work(self, trees: list[Tree]) -> list[int]:
+        self.seen.append([tree.key for tree in trees])
+        if sum(tree.tokens for tree in trees) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [100 + tree.key for tree in trees]
+
+
+def run(device: Device, budget: TokenBudget, packs: list[list[int]]) -> dict[int, int]:
+    done = in_packs(TREES, packs, device.work, budget, where="the evaluation")
+    return {i: value for pack, values in done for i, value in zip(pack, values, strict=True)}
+
+
+def test_enough_memory_keeps_the_packs():
+    device, budget = Device(100), TokenBudget(30)
+    assert run(device, budget, [[6, 0], [3, 1, 2]]) == {i: 100 + i for i in (6, 0, 3, 1, 2)}
+    assert device.seen == [[6, 0], [3, 1, 2]]
+    assert budget.tokens == 30
+
+
+def test_what_is_left_is_packed_again_and_nothing_is_done_twice():
+    told = []
+    device, budget = Device(20), TokenBudget(70, tell=told.append)
+    assert run(device, budget, [[0], [1, 2, 3, 4, 5, 6]]) == {i: 100 + i for i in range(7)}
+    assert [len(keys) for keys in device.seen] == [1, 6, 3, 1, 1, 1, 1, 1, 1]  # 60 -> 30 -> 15 tokens
+    made = [keys for keys in device.seen if 10 * len(keys) <= device.room]
+    assert sorted(chain(*made)) == list(range(7))
+    assert [(lowered.before, lowered.after) for lowered in told] == [(70, 30), (30, 15)]
+    assert told[0].where == "the evaluation"
+
+
+def test_one_tree_that_does_not_fit_ends_it():
+    with pytest.raises(TooLittleMemory, match="the evaluation"):
+        run(Device(9), TokenBudget(70), [[0, 1]])
+
+
+def test_batches_keep_to_the_tokens():
+    made = batches(TREES, 25, torch.device("cpu"))
+    assert [batch.tokens for batch in made] == [20, 20, 20, 10]
+    assert batches([], 25, torch.device("cpu")) == []
+
+
+def test_prompts_are_shared_or_not():
+    assert laid_out(TREES[:2], share_prompts=True) == TREES[:2]
+    (alone,) = laid_out(TREES[:1], share_prompts=False)
+    assert alone.tokens == 14
+    assert alone.root == ()
+    assert [leaf.ids for leaf in alone.leaves] == [(1, 2, 3, 10, 5, 6, 7), (1, 2, 3, 10, 8, 9, 7)]
+    batch = forest.batch([alone])
+    assert batch.position_ids.tolist() == [[*range(7), *range(7)]]
+    assert [(s.start, s.stop, s.shared_stop - s.shared_start) for s in batch.segments] == [
+        (0, 7, 0),
+        (7, 14, 0),
+    ]
