@@ -140,6 +140,8 @@ ORIGINS = (
     ("Model", "model"),
     ("Reference", "reference"),
     ("Plan", "plan"),
+    ("Forecast", "forecast"),
+    ("Measured", "measured"),
     ("Hashes", "hashes"),
     ("Versions", "versions"),
     ("Hardware", "hardware"),
@@ -294,7 +296,9 @@ def facts(block: Record, without: Sequence[str] = ()) -> list[tuple[str, str]]:
 
 
 def readable(key: str, value: object) -> str:
-    """A value for reading: counts with thousands separated, shares in percent."""
+    """A value for reading: counts with thousands separated, shares in percent, bytes in GiB."""
+    if key.startswith("bytes.") and is_number(value):
+        return f"{value / 2**30:.2f} GiB"
     if key == "share" and is_number(value):
         return f"{percent(value)} of rows"
     if isinstance(value, int) and not isinstance(value, bool):

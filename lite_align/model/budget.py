@@ -1,4 +1,4 @@
-"""Memory of a training step, predicted by part before anything is loaded, and the token budget that fits.
+"""Memory of a training step, predicted by part before anything is loaded.
 
 Pure functions of a configuration and a few numbers. The activation figures are bytes that autograd saves, measured
 on this program's own forward (see `tests/model/test_budget.py`); one unit is a hidden state in bf16, 2 * H bytes.
@@ -15,16 +15,17 @@ from lite_align.model.logps import tokens_at_once
 BITS = {"none": None, "int8": 8.02, "nf4": 4.127}
 """Bits a weight with its scales (double quantisation: 4 + 8/64 + 32/(64 * 256))."""
 
-CONTEXT = 450 * 2**20
-"""Bytes that CUDA, its libraries and their workspaces hold."""
+UNNESTED_BITS = 4.5
+"""Bits a weight whose scales were unpacked: 4 + 32/64."""
 
-MARGIN = 0.92
-"""Share of the free memory that is planned for; fragmentation takes some of the rest."""
+CONTEXT = {"cuda": 450 * 2**20, "cpu": 24 * 2**20}
+"""Bytes that libraries take when they first compute: CUDA's context and workspaces (calculated); code and buffers of
+the CPU libraries (measured)."""
 
-CPU_TOKENS = 2048
-"""Tokens in a micro-batch on a CPU, where larger ones only cost memory and cache misses."""
-
-LEAST_TOKENS, MOST_TOKENS = 1024, 16384
+HEAP = {"cuda": 1.0, "cpu": 1.42}
+"""Memory that a process takes for each byte of a step's tensors. glibc's heap keeps holes between those that live
+until the backward pass: 1.36 to 1.46 over models of 15 to 60 M parameters and 1 to 4 k tokens, 1.0 with every tensor
+in a mapping of its own (which costs more time than the memory is worth)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,13 @@ class Sizes:
     """What the prediction needs to know of an architecture.
 
     Attributes:
-        layers: number of decoder blocks.
+        layers: number of decoder blocks, L.
         hidden: H.
         key_value: width of the keys (and of the values) of a layer.
         query: width of the queries of a layer.
         feed_forward: width of the feed-forward part.
         vocabulary: V.
+        tied: whether the head is the embedding.
         block_weights: weights of the linear layers in the blocks.
         other_weights: embedding, head and norms; tied ones once.
         adapter_inputs_outputs: sum of inputs + outputs over all linear layers of the blocks.
@@ -49,9 +51,39 @@ class Sizes:
     query: int
     feed_forward: int
     vocabulary: int
+    tied: bool
     block_weights: int
     other_weights: int
     adapter_inputs_outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a training step lies in memory.
+
+    Attributes:
+        quantization: none, nf4 or int8.
+        rank: of the adapter on all linear layers of the blocks.
+        tokens: of a micro-batch, T.
+        dtype: of the arithmetic.
+        device: cuda or cpu.
+        recomputed: how many of the L blocks recompute their activations.
+        compiled: whether the blocks are compiled, and so save less.
+        unnested: whether the scales of 4-bit weights are unpacked.
+        offloaded: whether the input embedding lies in the memory of the host.
+        masked: whether attention has a mask of all pairs of tokens.
+    """
+
+    quantization: str
+    rank: int
+    tokens: int
+    dtype: torch.dtype = torch.bfloat16
+    device: str = "cuda"
+    recomputed: int = 0
+    compiled: bool = False
+    unnested: bool = False
+    offloaded: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +92,19 @@ class Memory:
 
     Attributes:
         weights: linear layers of the blocks, as quantised.
-        embeddings: embedding, head and norms in the dtype of the arithmetic.
-        adapter: fp32 weights, gradients and both moments of the adapter.
-        scratch: one weight matrix unpacked to the dtype of the arithmetic.
-        head: the logits that are in memory at a time.
+        embeddings: embedding, head and norms; on a CPU also the fp32 copy of a head in bf16.
+        adapter: fp32 weights at the start and now, gradients and both moments.
         activations: what the forward pass saves for the backward pass.
+        working: the larger of the logits that are in memory at a time and the gradients inside of one block with a
+            weight matrix unpacked; and a mask.
         context: what the device's libraries hold.
     """
 
     weights: int
     embeddings: int
     adapter: int
-    scratch: int
-    head: int
     activations: int
+    working: int
     context: int
 
     @property
@@ -98,124 +129,58 @@ def sizes(config: PreTrainedConfig) -> Sizes:
         query=head_size * heads,
         feed_forward=options.get("intermediate_size") or 4 * text.hidden_size,
         vocabulary=text.vocab_size,
+        tied=bool(config.tie_word_embeddings),
         block_weights=block_weights,
         other_weights=load.count_parameters(config) - block_weights,
         adapter_inputs_outputs=sum(outputs + inputs for outputs, inputs in shapes),
     )
 
 
-def saved_per_token(size: Sizes, *, checkpointing: bool, element: int = 2) -> float:
-    """Bytes that a token of a micro-batch keeps until the backward pass, all layers together.
+def saved_by_block(size: Sizes, *, element: int = 2, compiled: bool = False) -> float:
+    """Bytes that one block saves for each token of a micro-batch.
 
-    Without recomputation a layer saves gate, its activation, up and their product; what both norms read, in fp32,
-    and what they give; queries, keys, values and the attention's output. With it, every layer keeps its input, and
-    one layer at a time the rest.
+    Called as it is: gate, its activation, up and their product; what both norms read, in fp32, and what they give;
+    queries, keys, values and the attention's output. Compiled: gate and up, the block's input, the sum after the
+    attention and its norm, queries, keys, values and the attention's output; the rest is made again inside of fused
+    kernels.
     """
-    layer = element * (4.0 * size.feed_forward + 2 * size.hidden + 2 * size.query + 2 * size.key_value)
-    layer += 4 * 2.0 * size.hidden
-    if not checkpointing:
-        return size.layers * layer
-    return size.layers * element * size.hidden + layer
+    attention = 2 * size.query + 2 * size.key_value
+    if compiled:
+        return element * (2.0 * size.feed_forward + 3 * size.hidden + attention)
+    return element * (4.0 * size.feed_forward + 2 * size.hidden + attention) + 4 * 2.0 * size.hidden
 
 
-def predict_memory(
-    size: Sizes,
-    *,
-    quantization: str,
-    rank: int,
-    tokens_per_microbatch: int,
-    checkpointing: bool,
-    dtype: torch.dtype = torch.bfloat16,
-    device: str = "cuda",
-) -> Memory:
-    """Predict the peak memory of a training step in bytes, by part.
+def saved_per_token(size: Sizes, layout: Layout) -> float:
+    """Bytes that a token of a micro-batch keeps until the backward pass, all blocks together.
 
-    Args:
-        size: of the architecture, from `sizes`.
-        quantization: none, nf4 or int8.
-        rank: of the adapter on all linear layers of the blocks.
-        tokens_per_microbatch: T.
-        checkpointing: whether activations are recomputed.
-        dtype: of the arithmetic.
-        device: only cuda has a context and unpacks whole matrices.
+    A block that recomputes keeps its input; one of them at a time has the rest as well.
     """
-    element = dtype.itemsize
-    bits = BITS[quantization] or 8 * element
-    largest = size.hidden * size.feed_forward * element if quantization != "none" else 0
-    rows = tokens_at_once(size.vocabulary, device)
-    per_token = saved_per_token(size, checkpointing=checkpointing, element=element)
+    element = layout.dtype.itemsize
+    block = saved_by_block(size, element=element, compiled=layout.compiled)
+    kept = size.layers - layout.recomputed + (layout.recomputed > 0)
+    return kept * block + layout.recomputed * element * size.hidden
+
+
+def predict_memory(size: Sizes, layout: Layout) -> Memory:
+    """Predict the peak memory of a training step in bytes, by part, over what the process held before loading."""
+    element, on_cpu = layout.dtype.itemsize, layout.device == "cpu"
+    bits = UNNESTED_BITS if layout.unnested else BITS[layout.quantization] or 8 * element
+    embedding = size.vocabulary * size.hidden
+    embeddings = (size.other_weights - embedding * (layout.offloaded and not size.tied)) * element
+    if on_cpu and layout.dtype != torch.float32:
+        embeddings += 4 * embedding
+    # fp32 logits, and their copy in the dtype of the second product where that is another one.
+    head = tokens_at_once(size.vocabulary, layout.device) * size.vocabulary * (4 + element % 4)
+    unpacked = size.hidden * size.feed_forward * element if layout.quantization != "none" else 0
+    # Gradients of gate, up and their product, of the block's input and of its output.
+    inside = layout.tokens * element * (3 * size.feed_forward + 2 * size.hidden) + unpacked
+    mask = layout.tokens**2 * element * layout.masked
+    heap = HEAP[layout.device]
     return Memory(
         weights=int(size.block_weights * bits / 8),
-        embeddings=size.other_weights * element,
-        adapter=16 * rank * size.adapter_inputs_outputs,
-        scratch=largest,
-        # fp32 logits, and their copy in the dtype of the second product.
-        head=rows * size.vocabulary * (4 + element),
-        activations=int(tokens_per_microbatch * per_token),
-        context=CONTEXT if device == "cuda" else 0,
+        embeddings=embeddings,
+        adapter=20 * layout.rank * size.adapter_inputs_outputs,
+        activations=int(heap * layout.tokens * saved_per_token(size, layout)),
+        working=int(heap * (max(head, inside) + mask)),
+        context=CONTEXT[layout.device],
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A token budget, whether to recompute, and the predicted memory; `fits` tells whether that is enough."""
-
-    tokens_per_microbatch: int
-    checkpointing: bool
-    memory: Memory
-    fits: bool
-    reason: str
-
-
-def plan(
-    size: Sizes,
-    *,
-    quantization: str,
-    rank: int,
-    free: int | None,
-    longest: int,
-    dtype: torch.dtype = torch.bfloat16,
-    checkpointing: bool | None = None,
-) -> Plan:
-    """Choose tokens per micro-batch and whether to recompute, for `free` bytes of a GPU (None: a CPU).
-
-    Without recomputation where at least 4,096 tokens fit (below that, unpacking 4-bit weights costs more than a
-    recomputation saves), else with it; a multiple of 256, at least the longest example.
-
-    Args:
-        size: of the architecture.
-        quantization: none, nf4 or int8.
-        rank: of the adapter.
-        free: bytes on the GPU before the model is loaded, or None on a CPU.
-        longest: tokens of the longest example.
-        dtype: of the arithmetic.
-        checkpointing: the user's wish, or None to choose.
-    """
-
-    def predicted(tokens: int, recompute: bool) -> Memory:
-        return predict_memory(
-            size,
-            quantization=quantization,
-            rank=rank,
-            tokens_per_microbatch=tokens,
-            checkpointing=recompute,
-            dtype=dtype,
-            device="cpu" if free is None else "cuda",
-        )
-
-    if free is None:
-        recompute = bool(checkpointing)
-        tokens = max(CPU_TOKENS, longest)
-        return Plan(tokens, recompute, predicted(tokens, recompute), True, "CPU: fits the caches")
-    found: list[tuple[int, bool]] = []
-    for recompute in (False, True) if checkpointing is None else (checkpointing,):
-        left = free * MARGIN - predicted(0, recompute).total
-        room = int(left / saved_per_token(size, checkpointing=recompute, element=dtype.itemsize))
-        found.append((min(MOST_TOKENS, room // 256 * 256), recompute))
-    wanted = max(4096, longest) if len(found) > 1 else 0
-    tokens, recompute = next((item for item in found if item[0] >= wanted), found[-1])
-    fits = tokens >= max(LEAST_TOKENS, longest)
-    tokens = max(tokens, LEAST_TOKENS, longest)
-    how = "with" if recompute else "without"
-    reason = f"{free / load.GIB:.0f} GiB free, {how} recomputing activations"
-    return Plan(tokens, recompute, predicted(tokens, recompute), fits, reason)

@@ -1,11 +1,13 @@
 """From a name to a frozen base in memory: choice, checks, quantisation, and the identity that hashes are made of."""
 
 import copy
+import functools
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,7 +166,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 def load_model(
     options: ModelOptions, *, device: torch.device | str, speed: SpeedOptions = _PLAIN_STORAGE
 ) -> Loaded:
-    """Load a base model, frozen, ready for shared-prefix batches.
+    """Load a base model, frozen, ready for shared-prefix batches: `read` and `place` in one.
 
     Args:
         options: name, revision, quantisation and dtype; `auto` values are resolved here (see `Loaded`).
@@ -174,11 +176,17 @@ def load_model(
     Raises:
         ModelError: the name leads nowhere, or what is there cannot be trained safely; it names the remedy.
     """
+    return place(read(options, device=device), speed)
+
+
+def read(options: ModelOptions, *, device: torch.device | str) -> Loaded:
+    """Read the weights of a base model, quantise and freeze them.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
     device = torch.device(device)
-    if device.type == "cpu":
-        # Attention weights of about exp(-90) are subnormal numbers, for which CPUs fall back to microcode: with
-        # them, training on long answers took three times as long. Flushed to zero they change nothing else.
-        torch.set_flush_denormal(True)
+    flush_denormals(device)
     name = choose(options, device=device).name
     path = folder.locate(name, options.revision)
     config = _config(path, name)
@@ -196,11 +204,6 @@ def load_model(
         tokenizer = _tokenizer(path, name)
         model = _weights(path, name, config, quantization, dtype, device, implementation)
     _freeze(model, dtype)
-    if speed.unnest_scales == "on":
-        unnest_scales(model)
-    embedding = HostEmbedding(model) if speed.offload_embeddings == "on" else None
-    if embedding is not None and embedding.tied:
-        notes.append("the embedding is the head as well and stays on the device")
     used = model.config.get_text_config()._attn_implementation
     identity = {
         "base": folder.fingerprint(path),
@@ -209,7 +212,64 @@ def load_model(
         "attention": f"{used} on {device.type}",
         "libraries": _versions(quantization),
     }
-    return Loaded(model, tokenizer, name, path, parameters, quantization, dtype, identity, notes, embedding)
+    return Loaded(model, tokenizer, name, path, parameters, quantization, dtype, identity, notes)
+
+
+def place(loaded: Loaded, speed: SpeedOptions) -> Loaded:
+    """Bring a base into the form that the recipe asks for: scales unpacked, the embedding on the host."""
+    if speed.unnest_scales == "on":
+        unnest_scales(loaded.model)
+    if speed.offload_embeddings != "on":
+        return loaded
+    embedding = HostEmbedding(loaded.model)
+    note = ["the embedding is the head as well and stays on the device"] if embedding.tied else []
+    return replace(loaded, embedding=embedding, notes=loaded.notes + note)
+
+
+class Loading:
+    """Reads a model in a thread of its own, while the rows are made into tokens.
+
+    Nothing else may compute with torch meanwhile. Whatever goes wrong is told by `result`.
+
+    Args:
+        options: as for `read`.
+        device: where the model goes.
+    """
+
+    def __init__(self, options: ModelOptions, *, device: torch.device) -> None:
+        self._read = functools.partial(read, options, device=device)
+        self._loaded: Loaded | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="loading")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._loaded = self._read()
+        except BaseException as error:  # raised again by `result`
+            self._error = error
+
+    def result(self) -> Loaded:
+        """Wait for the model.
+
+        Raises:
+            ModelError: as `load_model`.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._loaded is not None
+        return self._loaded
+
+
+def flush_denormals(device: torch.device) -> None:
+    """Let the calling thread, and the threads that torch makes for it from now on, take subnormal numbers for 0.
+
+    Attention weights of about exp(-90) are subnormal, for which CPUs fall back to microcode: with them, training on
+    long answers took three times as long. Flushed to zero they change nothing else.
+    """
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
 
 
 def configuration(options: ModelOptions) -> PreTrainedConfig:

@@ -12,7 +12,7 @@ import torch
 from lite_align.data.render import Renderer
 from lite_align.data.types import Pair
 from lite_align.errors import UserError
-from lite_align.model import budget, load
+from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import Resolved, drift_classes, flatten, resolve_auto, size_defaults, to_dict
 from lite_align.recipe.keys import Key, keys, yaml_value
@@ -34,7 +34,10 @@ AnyResolved = TypeVar("AnyResolved", bound=Resolved[Any])
 
 def device() -> torch.device:
     """The device that runs train on: the first CUDA device, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Before the first parallel work of this thread: the threads that it makes then inherit it.
+    load.flush_denormals(found)
+    return found
 
 
 def require_one_process() -> None:
@@ -132,35 +135,6 @@ def settle_model(resolved: Resolved[Any], on: torch.device) -> Resolved[Any]:
     resolved = resolve_auto(resolved, "model.dtype", settled.dtype, f"on {kind}")
     length = min(LONGEST, settled.positions)
     return resolve_auto(resolved, "data.max_length", length, f"the model has {settled.positions:,} positions")
-
-
-def settle_memory(
-    resolved: Resolved[Any], longest: int, on: torch.device
-) -> tuple[Resolved[Any], budget.Plan]:
-    """Fill the token budget and whether activations are recomputed, so that the run fits the memory.
-
-    Args:
-        longest: tokens of the longest example.
-
-    Returns the recipe and the plan, which says how many bytes it predicts and whether they are there.
-    """
-    options = resolved.recipe
-    free = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else None
-    wish = options.model.gradient_checkpointing
-    plan = budget.plan(
-        budget.sizes(load.configuration(options.model)),
-        quantization=options.model.quantization,
-        rank=options.lora.rank,
-        free=free,
-        longest=longest,
-        dtype=getattr(torch, options.model.dtype),
-        checkpointing=None if wish == "auto" else wish == "on",
-    )
-    recompute = "on" if plan.checkpointing else "off"
-    resolved = resolve_auto(resolved, "model.gradient_checkpointing", recompute, plan.reason)
-    return resolve_auto(
-        resolved, "train.tokens_per_microbatch", plan.tokens_per_microbatch, plan.reason
-    ), plan
 
 
 def settle_held_out(resolved: Resolved[Any], examples: int) -> Resolved[Any]:

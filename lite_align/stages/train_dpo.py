@@ -17,18 +17,20 @@ from lite_align.evaluate import report, verdict
 from lite_align.losses import preference
 from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
+from lite_align.model.flops import Work
 from lite_align.model.folder import TINY, cache_root, fingerprint, locate
 from lite_align.model.folder import check as check_folder
 from lite_align.model.lora import find_targets
 from lite_align.recipe import DPORecipe, Resolved, memory_levers, resolve_auto, unusual
 from lite_align.stages import pairs as rows
-from lite_align.stages import passes, reference, session
+from lite_align.stages import passes, reference, resources, session
 from lite_align.stages.check import show_tree
 from lite_align.stages.command import CommandOptions
 from lite_align.stages.dpo import DPO, PairSet, loss_options
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget, lost_device_told
 from lite_align.train.fit import Cadence, fit, restore, tell_lowered
+from lite_align.train.meter import Meter, meter
 from lite_align.train.run import Run, require_unused
 from lite_align.view import View
 
@@ -48,7 +50,9 @@ class Prepared:
     total_steps: int
     parameters: int
     hashes: dict[str, str]
-    memory: int
+    forecast: resources.Forecast
+    meter: Meter
+    loading: load.Loading | None
 
 
 def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) -> Path | None:
@@ -68,7 +72,7 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
     loss_options(resolved.recipe)  # a wrong loss option and a used folder are told before the data are read
     if command.out is not None and folder is None and not command.dry_run:
         require_unused(command.out)
-    prepared = prepare(resolved, stored, view)
+    prepared = prepare(resolved, stored, view, dry_run=command.dry_run)
     show_plan(prepared, view)
     if command.dry_run:
         view.section("next", "Leave out --dry-run to train; nothing was written.")
@@ -80,13 +84,20 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
     ):
         run.update("data", data_record(prepared))
         run.update("plan", {"total_steps": prepared.total_steps, "pairs": len(prepared.train)})
-        stage, engine = build(prepared, run, view)
+        run.update("forecast", prepared.forecast.record())
+        backbone = load_backbone(prepared, run, view)
+        watch = resources.Watch(prepared.meter)
+        stage, engine = build(backbone, prepared, run, view)
         resumed = stored is not None and restore(stage, engine, run)
         if resumed:
             view.section("resumed", f"{run.path} after step {engine.step:,} of {engine.total_steps:,}")
         else:
             prove(stage, run, view)
+        if peak := resources.probe(stage, engine, prepared.forecast, prepared.meter):
+            watch.keep(peak)
+            run.update("measured", {"recomputed": backbone.blocks.recomputed})
         fit(stage, engine, run, view, cadence(prepared))
+        run.update("measured", watch.read(prepared.forecast, backbone.blocks.recomputed))
         finish(stage, prepared, run, view)
     return run.path
 
@@ -94,8 +105,8 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
 # 1. Rows, settings, plan.
 
 
-def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
-    """Read, check, render and split the rows, and fill every "auto" setting."""
+def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: bool) -> Prepared:
+    """Read, check, render and split the rows, and fill every "auto" setting; the weights are read meanwhile."""
     recipe = resolved.recipe
     read = rows.read_pairs(recipe.data, recipe.data.path)
     on = session.device()
@@ -109,6 +120,9 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
     tokenizer = load.load_tokenizer(recipe.model)
     parameters = load.parameter_count(recipe.model.name, recipe.model.revision)
     renderer = Renderer(tokenizer, trusted=recipe.model.name == TINY)
+    memory = meter(on)
+    meanwhile = recipe.speed.load_while_reading and not dry_run
+    loading = load.Loading(recipe.model, device=on) if meanwhile else None
     rendered = rows.render(read.pairs, renderer, recipe.data)
     dropped = rows.merged((read.dropped, rendered.dropped))
     rows.require_enough(read.table.name, len(read.table.rows), dropped, recipe.data.max_dropped)
@@ -128,25 +142,46 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View) -> Prepared:
         rows.require_no_leak([p for p, _ in train], [p for p, _ in held_out], recipe.data.held_out_path)
     resolved = own_beta(resolved)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
-    computed = passes.laid_out(rendered.trees, share_prompts=recipe.speed.share_prompts)
-    longest = max(tree.tokens for tree in computed)
-    resolved, memory = session.settle_memory(resolved, longest, on)
-    if not memory.fits:
-        view.warn(
-            f"This needs about {memory.memory.total / 2**30:.1f} GiB, more than is free. Lower data.max_length or "
-            "lora.rank, or take a smaller model; see the sized recipes in recipes/."
-        )
+    total = session.total_steps(resolved.recipe, len(train))
+    resolved, forecast = resources.settle(
+        resolved, amount(resolved.recipe, train, held_out, total), memory, on
+    )
     hashes = {
         "data": read.table.sha256,
         "template": renderer.template_sha256,
         "tokens": reference.forest_digest([tree for _, tree in train + held_out]),
     }
-    total = session.total_steps(resolved.recipe, len(train))
     for warning in unusual(resolved.recipe, parameters):
         view.warn(warning)
     return Prepared(
-        resolved, read, dropped, renderer, train, held_out, total, parameters, hashes, memory.memory.total
+        resolved,
+        read,
+        dropped,
+        renderer,
+        train,
+        held_out,
+        total,
+        parameters,
+        hashes,
+        forecast,
+        memory,
+        loading,
     )
+
+
+def amount(
+    recipe: DPORecipe, train: Sequence[tuple[Pair, Tree]], held_out: Sequence[tuple[Pair, Tree]], total: int
+) -> resources.Amount:
+    """What the run works on, with prompts as they are computed."""
+
+    def works(examples: Sequence[tuple[Pair, Tree]]) -> list[Work]:
+        _, trees = columns(examples, share_prompts=recipe.speed.share_prompts)
+        return [resources.work_of(tree) for tree in trees]
+
+    every = recipe.train.eval_steps
+    assert every != "auto"
+    evaluations = -(-total // (every or total))
+    return resources.Amount(works(train), works(held_out), recipe.train.batch_size, total, evaluations)
 
 
 def trainable_folder(recipe: DPORecipe) -> Path:
@@ -224,10 +259,10 @@ def show_plan(prepared: Prepared, view: View) -> None:
         f"{recipe.train.epochs:g} epochs · {prepared.total_steps:,} steps of {recipe.train.batch_size} pairs · "
         f"{recipe.train.tokens_per_microbatch:,} tokens a pass",
         f"{together / len(trees):.0f} tokens a pair with shared prompts, {apart / len(trees):.0f} without",
-        f"about {prepared.memory / 2**30:.2g} GiB (calculated)",
         f"{recipe.loss.name} · beta {recipe.loss.beta:g} · learning rate {recipe.train.learning_rate:g} "
         f"{recipe.train.schedule}",
     )
+    resources.show(prepared.forecast, view)
     session.show_settings(prepared.resolved, view)
     for pair, tree in prepared.train[:SHOWN_PAIRS]:
         show_tree(prepared.renderer, pair, tree, view, limit=SHOWN_CHARACTERS)
@@ -236,14 +271,15 @@ def show_plan(prepared: Prepared, view: View) -> None:
 # 2. Model, reference, proof.
 
 
-def build(prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
-    """Load the base, attach the adapter, compute the reference log-probs, and make stage and engine."""
+def load_backbone(prepared: Prepared, run: Run, view: View) -> Backbone:
+    """Load the base, unless that is under way, and attach the adapter."""
     recipe = prepared.resolved.recipe
-    accelerator = Accelerator(cpu=session.device().type == "cpu")
-    loaded = load.load_model(recipe.model, device=accelerator.device, speed=recipe.speed)
+    loading = prepared.loading or load.Loading(recipe.model, device=session.device())
+    loaded = load.place(loading.result(), recipe.speed)
     backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed, speed=recipe.speed)
-    wish = recipe.model.gradient_checkpointing
-    backbone.recompute(wish if isinstance(wish, int) else len(backbone.blocks) * (wish == "on"))
+    probed = run.record.get("measured")  # by the first start of a resumed run
+    planned = prepared.forecast.plan.layout.recomputed
+    backbone.recompute(probed["recomputed"] if isinstance(probed, dict) else planned)
     for note in loaded.notes + backbone.notes:
         view.section("note", note)
     run.update(
@@ -257,6 +293,13 @@ def build(prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
             "shares_prefixes": backbone.shares_prefixes,
         },
     )
+    return backbone
+
+
+def build(backbone: Backbone, prepared: Prepared, run: Run, view: View) -> tuple[DPO, Engine[Any]]:
+    """Compute the reference log-probs, and make stage and engine."""
+    recipe = prepared.resolved.recipe
+    accelerator = Accelerator(cpu=session.device().type == "cpu")
     identity = backbone.reference_identity()
     if not recipe.speed.share_prompts:
         identity["kernel"] += ", each answer with a prompt of its own"
@@ -383,6 +426,9 @@ def finish(stage: DPO, prepared: Prepared, run: Run, view: View) -> None:
             f"[{figures.accuracy.low:.2f}, {figures.accuracy.high:.2f}] · margin {figures.margin_before:.2g} → "
             f"{figures.margin.value:.2g} · chosen log-prob {figures.chosen.value:+.2g}",
         )
+    measured = run.record["measured"]
+    assert isinstance(measured, dict)
+    view.section("needed", resources.compared(measured))
     view.section("verdict", found.word[0].upper() + found.word[1:] + ".", *found.sentences)
     for warning in found.warnings:
         view.warn(warning)

@@ -43,6 +43,8 @@ SECTIONS = frozenset(
         "model",
         "reference",
         "plan",
+        "forecast",
+        "measured",
         "evaluation",
         "verdict",
     ]
