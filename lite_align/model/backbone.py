@@ -134,11 +134,6 @@ class Backbone:
         self.notes.append(f"prompts are not shared between answers (slower): {reason}")
         return False
 
-    @property
-    def pad_to(self) -> int:
-        """What the number of tokens in a batch should be a multiple of on this device."""
-        return 64 if self.device.type == "cuda" else 1
-
     # Roles.
 
     @property

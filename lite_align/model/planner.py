@@ -1,5 +1,6 @@
 """Which layout of a training step is the fastest that fits the memory, and what to change where none does."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ MARGIN = 0.92
 LEAST_TOKENS, MOST_TOKENS, STEP = 1024, 16384, 256
 
 CPU_TOKENS = 2048
-"""Tokens in a micro-batch on a CPU, where larger ones only cost memory and cache misses."""
+"""Most tokens in a micro-batch on a CPU, where larger ones only cost memory and cache misses."""
 
 UNPACKING = {False: 208.0, True: 173.0}
 """Tokens whose products take as long as unpacking the 4-bit weights they are multiplied with, without and with unpacked
@@ -113,7 +114,7 @@ def _tokens(device: str, wish: int | None, longest: int, most: int) -> list[int]
     if wish is not None:
         return [wish]
     if device == "cpu":
-        return [max(CPU_TOKENS, longest)]
+        return [max(longest, min(CPU_TOKENS, most))]
     least = max(LEAST_TOKENS, longest)
     top = max(least, min(MOST_TOKENS, most))
     return [least, *range(-(-(least + 1) // STEP) * STEP, top + STEP, STEP)]
@@ -123,11 +124,13 @@ def _fewest_recomputed(size: Sizes, layout: Layout, wish: int | None, limit: int
     """The layout with as few recomputing blocks as fit, or with the user's number."""
     if wish is not None:
         return replace(layout, recomputed=min(wish, size.layers))
-    counts = range(size.layers + 1)
-    fitting = (
-        found for k in counts if predict_memory(size, found := replace(layout, recomputed=k)).total <= limit
-    )
-    return next(fitting, replace(layout, recomputed=size.layers))
+
+    def fits(count: int) -> bool:
+        return predict_memory(size, replace(layout, recomputed=count)).total <= limit
+
+    # The first block that recomputes saves nothing, as it is also the one in work; every further one does.
+    count = 0 if fits(0) else bisect_left(range(size.layers), True, lo=1, key=fits)
+    return replace(layout, recomputed=count)
 
 
 def blocks_to_recompute(

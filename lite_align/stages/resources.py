@@ -10,7 +10,7 @@ import torch
 from lite_align.data.types import Tree
 from lite_align.model import attention, flops, load, planner
 from lite_align.model.budget import Layout, Sizes, sizes
-from lite_align.recipe import Resolved, resolve_auto
+from lite_align.recipe import ModelOptions, Resolved, resolve_auto
 from lite_align.stages.dpo import DPO
 from lite_align.train import checkpoint
 from lite_align.train.engine import Engine
@@ -66,32 +66,59 @@ class Amount:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """A device and a model on it, as far as they are known without the weights.
+
+    Attributes:
+        device: of the run.
+        free: bytes that the device can give.
+        rate: speed of the device on products of the model's shapes.
+        size: of the model.
+        kernel: how attention is computed.
+    """
+
+    device: torch.device
+    free: int
+    rate: Rate
+    size: Sizes
+    kernel: attention.Kernel
+
+    @classmethod
+    def of(cls, options: ModelOptions, meter: Meter, on: torch.device) -> "Machine":
+        """Look at the device, for a model with no "auto" left."""
+        config = load.configuration(options)
+        size, dtype = sizes(config), getattr(torch, options.dtype)
+        rate = measure_rate(size, quantization=options.quantization, dtype=dtype, device=on)
+        return cls(on, meter.free(), rate, size, attention.choose(config, on, dtype))
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a run will need.
 
     Attributes:
         plan: of the memory.
-        size: of the model.
-        kernel: how attention is computed, in words.
-        rate: speed of the device.
+        machine: that it was made for.
         seconds: of the reference pass, the training and the evaluations.
         chosen: whether the number of recomputing blocks was left to the plan.
-        free: bytes that the device could give.
     """
 
     plan: planner.Plan
-    size: Sizes
-    kernel: str
-    rate: Rate
+    machine: Machine
     seconds: float
     chosen: bool
-    free: int
 
     def record(self) -> dict[str, Any]:
         """For run.json."""
         layout = {**asdict(self.plan.layout), "dtype": str(self.plan.layout.dtype).removeprefix("torch.")}
-        parts = {**asdict(self.plan.memory), "total": self.plan.memory.total, "free": self.free}
-        return {"seconds": round(self.seconds, 1), "attention": self.kernel, "layout": layout, "bytes": parts}
+        parts = {**asdict(self.plan.memory), "total": self.plan.memory.total, "free": self.machine.free}
+        return {
+            "seconds": round(self.seconds, 1),
+            "operations_per_second": float(f"{self.machine.rate.operations:.3g}"),
+            "attention": self.machine.kernel.reason,
+            "layout": layout,
+            "bytes": parts,
+        }
 
 
 def work_of(tree: Tree) -> flops.Work:
@@ -103,41 +130,35 @@ def work_of(tree: Tree) -> flops.Work:
 # Before loading.
 
 
-def settle(
-    resolved: AnyResolved, amount: Amount, meter: Meter, on: torch.device
-) -> tuple[AnyResolved, Forecast]:
+def settle(resolved: AnyResolved, amount: Amount, machine: Machine) -> tuple[AnyResolved, Forecast]:
     """Fill the settings that memory and time decide, and predict both.
 
     These are `train.tokens_per_microbatch`, `model.gradient_checkpointing` and the `speed` block; what the user has
     set stays, and the rest is chosen around it.
     """
-    options = resolved.recipe
-    config = load.configuration(options.model)
-    size = sizes(config)
-    dtype = getattr(torch, options.model.dtype)
-    kernel = attention.choose(config, on, dtype)
-    rate = measure_rate(size, quantization=options.model.quantization, dtype=dtype, device=on)
-    free = meter.free()
+    options, size, on = resolved.recipe, machine.size, machine.device
     start = Layout(
         options.model.quantization,
         options.lora.rank,
         0,
-        dtype=dtype,
+        dtype=getattr(torch, options.model.dtype),
         device=on.type,
         compiled=options.speed.compile == "on",
-        masked=kernel.kind is attention.KernelKind.MASKED,
+        masked=machine.kernel.kind is attention.KernelKind.MASKED,
     )
     wishes = _wishes(resolved, size)
 
     def planned(start: Layout) -> planner.Plan:
-        return planner.plan(size, start, wishes, free=free, longest=amount.longest, most=amount.window)
+        return planner.plan(
+            size, start, wishes, free=machine.free, longest=amount.longest, most=amount.window
+        )
 
     plan = planned(start)
-    needed = seconds(size, plan.layout, amount, rate)
+    needed = seconds(size, plan.layout, amount, machine.rate)
     if options.speed.compile == "auto" and pays(needed, on):
         plan = planned(replace(start, compiled=True))
-        needed = seconds(size, plan.layout, amount, rate) * (1 - COMPILE_GAIN) + 2 * COMPILING
-    forecast = Forecast(plan, size, kernel.reason, rate, needed, wishes.recomputed is None, free)
+        needed = seconds(size, plan.layout, amount, machine.rate) * (1 - COMPILE_GAIN) + 2 * COMPILING
+    forecast = Forecast(plan, machine, needed, wishes.recomputed is None)
     return _filled(resolved, forecast), forecast
 
 
@@ -157,8 +178,8 @@ def _wishes(resolved: Resolved[Any], size: Sizes) -> planner.Wishes:
 
 def _filled(resolved: AnyResolved, forecast: Forecast) -> AnyResolved:
     """The recipe with every setting of a plan."""
-    layout, size = forecast.plan.layout, forecast.size
-    room = f"{gib(forecast.free)} free"
+    layout, size = forecast.plan.layout, forecast.machine.size
+    room = f"{gib(forecast.machine.free)} free"
     some = {0: "off", size.layers: "on"}
     cpu, gpu = layout.device == "cpu", f"a run of {duration(forecast.seconds)} on a GPU"
     compiling = "on a CPU it gains nothing" if cpu else gpu
@@ -200,7 +221,7 @@ def show(forecast: Forecast, view: View) -> None:
     plan, layout = forecast.plan, forecast.plan.layout
     total = plan.memory.total
     parts = " · ".join(f"{name} {gib(size)}" for name, size in asdict(plan.memory).items() if size)
-    recomputed = f"{layout.recomputed} of {forecast.size.layers} blocks recompute their activations"
+    recomputed = f"{layout.recomputed} of {forecast.machine.size.layers} blocks recompute their activations"
     notes = [
         ("compiled blocks", layout.compiled),
         ("scales unpacked", layout.unnested),
@@ -208,20 +229,20 @@ def show(forecast: Forecast, view: View) -> None:
     ]
     view.section(
         "memory",
-        f"about {gib(total)} of {gib(forecast.free)} free (calculated)",
+        f"about {gib(total)} of {gib(forecast.machine.free)} free (calculated)",
         parts,
         " · ".join([recomputed, *(text for text, holds in notes if holds)]),
-        f"attention: {forecast.kernel}",
+        f"attention: {forecast.machine.kernel.reason}",
     )
     view.section(
         "time",
         f"about {duration(forecast.seconds)} (calculated: products of this model measured at "
-        f"{forecast.rate.operations / 1e12:.3g} TFLOP/s here)",
+        f"{forecast.machine.rate.operations / 1e12:.3g} TFLOP/s here)",
     )
     if plan.fits:
         return
     shortest = max(64, layout.tokens // 2)
-    changes = planner.levers(forecast.size, plan, shortest=shortest)
+    changes = planner.levers(forecast.machine.size, plan, shortest=shortest)
     told = [f"{lever.setting} needs {gib(lever.total)}" for lever in changes[:4]]
     view.warn(
         f"This needs about {gib(total)}, more than the {gib(plan.limit)} that are planned for. To fit: "
@@ -273,7 +294,7 @@ def probe(stage: DPO, engine: Engine[Any], forecast: Forecast, meter: Meter) -> 
     peak = meter.peak()
     layout = replace(plan.layout, recomputed=backbone.blocks.recomputed)
     blocks = planner.blocks_to_recompute(
-        forecast.size, layout, peak=peak, limit=plan.limit, tokens=batch.tokens
+        forecast.machine.size, layout, peak=peak, limit=plan.limit, tokens=batch.tokens
     )
     backbone.recompute(blocks)
     return peak

@@ -77,7 +77,8 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
     if command.dry_run:
         view.section("next", "Leave out --dry-run to train; nothing was written.")
         return None
-    prepared.hashes["base"] = fingerprint(trainable_folder(prepared.resolved.recipe))
+    options = prepared.resolved.recipe.model
+    prepared.hashes["base"] = fingerprint(locate(options.name, options.revision))
     with (
         session.open_run(prepared.resolved, command, folder, prepared.hashes) as run,
         lost_device_told(run.path),
@@ -105,7 +106,7 @@ def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) ->
 # 1. Rows, settings, plan.
 
 
-def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: bool) -> Prepared:
+def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: bool = False) -> Prepared:
     """Read, check, render and split the rows, and fill every "auto" setting; the weights are read meanwhile."""
     recipe = resolved.recipe
     read = rows.read_pairs(recipe.data, recipe.data.path)
@@ -121,8 +122,12 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: 
     parameters = load.parameter_count(recipe.model.name, recipe.model.revision)
     renderer = Renderer(tokenizer, trusted=recipe.model.name == TINY)
     memory = meter(on)
-    meanwhile = recipe.speed.load_while_reading and not dry_run
-    loading = load.Loading(recipe.model, device=on) if meanwhile else None
+    machine = resources.Machine.of(recipe.model, memory, on)
+    loading = None
+    if not dry_run:
+        require_trainable(recipe)
+        # From here on nothing is computed with torch until the weights are there.
+        loading = load.Loading(recipe.model, device=on) if recipe.speed.load_while_reading else None
     rendered = rows.render(read.pairs, renderer, recipe.data)
     dropped = rows.merged((read.dropped, rendered.dropped))
     rows.require_enough(read.table.name, len(read.table.rows), dropped, recipe.data.max_dropped)
@@ -143,9 +148,7 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: 
     resolved = own_beta(resolved)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
     total = session.total_steps(resolved.recipe, len(train))
-    resolved, forecast = resources.settle(
-        resolved, amount(resolved.recipe, train, held_out, total), memory, on
-    )
+    resolved, forecast = resources.settle(resolved, amount(resolved.recipe, train, held_out, total), machine)
     hashes = {
         "data": read.table.sha256,
         "template": renderer.template_sha256,
@@ -184,8 +187,8 @@ def amount(
     return resources.Amount(works(train), works(held_out), recipe.train.batch_size, total, evaluations)
 
 
-def trainable_folder(recipe: DPORecipe) -> Path:
-    """The folder of the base, whole and with the layers that get an adapter: known before a run folder is made.
+def require_trainable(recipe: DPORecipe) -> None:
+    """Check that the folder of the base is whole and has the layers that get an adapter.
 
     Raises:
         ModelError: files or layers are missing.
@@ -195,7 +198,6 @@ def trainable_folder(recipe: DPORecipe) -> Path:
     config = load.configuration(recipe.model)
     quirk = load.QUIRKS.get(config.get_text_config().model_type, load.Quirk())
     find_targets(load.skeleton(config), recipe.lora, quirk.targets)
-    return path
 
 
 def own_beta(resolved: Resolved[DPORecipe]) -> Resolved[DPORecipe]:

@@ -68,8 +68,7 @@ class CpuMeter:
 
     def free(self) -> int:
         """Bytes that the system, or the control group of the process, can still give."""
-        known = [_available(), *_group()]
-        return min(known)
+        return min([_available(), *_group(Path("/sys/fs/cgroup"))])
 
     def reset(self) -> None:
         """Begin a new peak (where the system can; else the peak is that of the whole process)."""
@@ -114,14 +113,13 @@ def _available() -> int:
     return _fields("/proc/meminfo").get("MemAvailable", whole)
 
 
-def _group() -> list[int]:
-    """What the limit of the control group (version 2) leaves, if there is one."""
-    folder = Path("/sys/fs/cgroup")
+def _group(folder: Path) -> list[int]:
+    """What the limit of the control group (version 2) in a folder leaves; empty where there is none."""
     limit, now = folder / "memory.max", folder / "memory.current"
     if not (limit.exists() and now.exists()) or limit.read_text(encoding="ascii").strip() == "max":
         return []
-    used = _cached(folder / "memory.stat")
-    return [int(limit.read_text(encoding="ascii")) - int(now.read_text(encoding="ascii")) + used]
+    used = int(now.read_text(encoding="ascii")) - _cached(folder / "memory.stat")
+    return [int(limit.read_text(encoding="ascii")) - used]
 
 
 def _cached(stat: Path) -> int:

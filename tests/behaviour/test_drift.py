@@ -63,7 +63,7 @@ CHANGES: dict[str, object] = {
     "speed.share_prompts": False,
     "speed.fused_lora": False,
     "speed.frozen_head": False,
-    "speed.unnest_scales": "off",
+    "speed.unnest_scales": "on",
     "speed.offload_embeddings": "on",
     "speed.fused_optimizer": False,
     "speed.load_while_reading": False,
@@ -77,10 +77,10 @@ class Reached(Exception):
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object) -> None:
+    def load_backbone(*_: object) -> None:
         raise Reached
 
-    monkeypatch.setattr(train_dpo, "build", build)
+    monkeypatch.setattr(train_dpo, "load_backbone", load_backbone)
 
 
 @pytest.fixture

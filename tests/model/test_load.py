@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from lite_align.errors import ModelError
 from lite_align.model import attention, load
-from lite_align.recipe import ModelOptions
+from lite_align.recipe import ModelOptions, SpeedOptions
 
 # Embedding and head 2 * 384 * 64, final norm 64; a layer: q and o 64 * 64, k and v 64 * 32, three 64 * 128, 2 norms.
 TINY_LLAMA = 2 * 384 * 64 + 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64)
@@ -231,3 +231,34 @@ def test_subnormal_numbers_are_flushed_on_a_cpu(tiny_llama):
         assert (torch.full((64,), 1e-30) * 1e-12).abs().sum() == 0
     finally:
         torch.set_flush_denormal(True)
+
+
+def test_weights_are_read_in_a_thread_of_their_own(tiny_llama: Path):
+    options = ModelOptions(name=str(tiny_llama), quantization="nf4")
+    loading = load.Loading(options, device=torch.device("cpu"))
+    beside = loading.result()
+    alone = load.read(options, device="cpu")
+    assert load.weights_sha256(beside.model) == load.weights_sha256(alone.model)
+    assert beside.identity == alone.identity
+    assert loading.result() is beside
+
+
+def test_what_goes_wrong_in_the_thread_is_told_where_the_model_is_needed(tmp_path: Path):
+    loading = load.Loading(ModelOptions(name=str(tmp_path / "none")), device=torch.device("cpu"))
+    with pytest.raises(ModelError, match="none"):
+        loading.result()
+
+
+def test_a_model_is_placed_as_the_recipe_asks(tiny_llama: Path):
+    options = ModelOptions(name=str(tiny_llama), quantization="nf4")
+
+    def nested(loaded: load.Loaded) -> set[bool]:
+        layers = [m for m in loaded.model.modules() if isinstance(m, Linear4bit)]
+        return {layer.weight.quant_state.nested for layer in layers}
+
+    as_it_is = load.read(options, device="cpu")
+    assert load.place(as_it_is, SpeedOptions()) is as_it_is
+    assert nested(as_it_is) == {True}
+    placed = load.place(as_it_is, SpeedOptions(unnest_scales="on", offload_embeddings="on"))
+    assert nested(placed) == {False}
+    assert placed.embedding is not None

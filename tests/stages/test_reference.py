@@ -111,7 +111,8 @@ def prepared_run(
     prepared = train_dpo.prepare(resolved, None, small.silent())
     recipe = to_dict(prepared.resolved.recipe)
     with Run.create(stage="dpo", recipe=recipe, out=out) as run:
-        stage, _ = train_dpo.build(prepared, run, small.silent())
+        backbone = train_dpo.load_backbone(prepared, run, small.silent())
+        stage, _ = train_dpo.build(backbone, prepared, run, small.silent())
         stage.prove_start()
     return prepared, stage
 

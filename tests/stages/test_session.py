@@ -10,7 +10,7 @@ import torch
 from lite_align.data.render import Renderer
 from lite_align.errors import DriftError, RunInUse, UserError
 from lite_align.model.backbone import Role
-from lite_align.recipe import load, to_dict
+from lite_align.recipe import load, resolve_auto, to_dict
 from lite_align.stages import session
 from lite_align.stages.command import CommandOptions
 from lite_align.train.run import Run
@@ -149,28 +149,13 @@ def test_settings_of_the_training_are_filled(resolved, examples, epochs, steps):
 def test_a_resumed_run_keeps_the_settings_it_was_started_with(resolved):
     first = session.settle_held_out(session.settle(resolved, None, CPU), 100)
     first = session.settle_training(first, parameters=10**6, examples=100)
-    first, _ = session.settle_memory(first, 100, CPU)
+    first = resolve_auto(first, "model.gradient_checkpointing", 1, "24 GiB free")
     stored = {"recipe": to_dict(first.recipe)}
     again = session.settle(resolved, stored, CPU)
     again = session.settle_held_out(again, 9000)
     again = session.settle_training(again, parameters=10**10, examples=9000)
-    again, _ = session.settle_memory(again, 400, CPU)
     assert again.recipe == first.recipe
     assert again.provenance["train.learning_rate"] == "auto: as the interrupted run"
-
-
-def test_memory_decides_tokens_and_recomputation_where_the_recipe_does_not(resolved):
-    settled = session.settle(resolved, None, CPU)
-    found, plan = session.settle_memory(settled, 100, CPU)
-    assert plan.fits
-    assert found.recipe.model.gradient_checkpointing == "off"
-    assert found.recipe.train.tokens_per_microbatch == plan.tokens_per_microbatch >= 100
-    sets = ["train.tokens_per_microbatch=64", "model.gradient_checkpointing=on"]
-    own = load("dpo", data="rows.jsonl", flags={"model.name": resolved.recipe.model.name}, sets=sets)
-    found, plan = session.settle_memory(session.settle(own, None, CPU), 100, CPU)
-    assert plan.checkpointing
-    assert found.recipe.model.gradient_checkpointing == "on"
-    assert found.recipe.train.tokens_per_microbatch == 64
 
 
 def test_steps_of_a_run(resolved):
