@@ -58,6 +58,7 @@ def timing(reference: float, steps: Sequence[Step], work: Work) -> dict[str, flo
     The first step warms up; its tokens are counted at the speed of the other steps.
     """
     warm = steps[1:]
+    assert warm, "one step alone cannot be measured: more pairs are needed"
     a_token = sum(step.seconds for step in warm) / sum(step.tokens for step in warm)
     trained = work.pairs * work.epochs
     tokens = sum(step.tokens for step in steps)
