@@ -19,16 +19,24 @@ def describe() -> dict[str, str]:
     flags = next((line for line in read("/proc/cpuinfo") if line.startswith("flags")), "")
     units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
     memory = next((int(line.split()[1]) for line in read("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "cpu": f"{cpu}, {os.cpu_count()} cores ({', '.join(units)})",
         "memory": f"{memory / 2**20:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether the code differs from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "lite_align", "benchmarks/*.py")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
 def read(path: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""The model and the rows of the benchmarks, made from a seed: no download, nothing taken from elsewhere.
+"""The models, the rows and the training of the benchmarks, made from seeds: no download, nothing from elsewhere.
 
-A 15M-parameter Llama with random weights and a 32k byte-level BPE; prompts of about 115 and answers of about 47
-tokens with log-normal lengths, as in chat preference data.
+Llamas with random weights and a byte-level BPE; prompts of about 115 and answers of about 47 tokens with log-normal
+lengths, as in chat preference data. Both sides train with the shape and the rates below.
 """
 
 import json
@@ -13,17 +13,39 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"]
+BATCH, RANK, ALPHA, BETA, RATE = 8, 16, 32, 0.1, 5e-4
+MAX_LENGTH = 2048
+PROMPT, ANSWER = 107.0, 45.0
+"""Tokens of a prompt and of an answer on average; the template adds about eight to a prompt and two to an answer."""
+
+VOCABULARY = 32768
 SIZES = {
+    "toy": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    "5m": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
     "15m": {
-        "vocab_size": 32768,
+        "vocab_size": VOCABULARY,
         "hidden_size": 256,
         "intermediate_size": 768,
         "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
-    "58m": {
-        "vocab_size": 32768,
+    "60m": {
+        "vocab_size": VOCABULARY,
         "hidden_size": 512,
         "intermediate_size": 1408,
         "num_hidden_layers": 14,
@@ -42,9 +64,14 @@ def words(generator: random.Random, count: int) -> list[str]:
     return list(found)
 
 
-def make_model(folder: Path, size: str) -> Path:
-    """Write tokenizer and random weights of `size` to a folder (kept if there already) and return it."""
-    target = folder / f"llama-{size}"
+def make_model(folder: Path, size: str, vocabulary: int | None = None) -> Path:
+    """Write tokenizer and random weights of `size` to a folder (kept if there already) and return it.
+
+    A vocabulary other than that of the size changes embedding and head alone: the tokenizer, and so every row, stays
+    the same, and the added tokens are never used.
+    """
+    shape = SIZES[size] | ({"vocab_size": vocabulary} if vocabulary else {})
+    target = folder / f"llama-{size}-{shape['vocab_size']}"
     if (target / "model.safetensors").exists():
         return target
     import torch
@@ -71,13 +98,13 @@ def make_model(folder: Path, size: str) -> Path:
         bos_token=SPECIAL[1],
         eos_token=SPECIAL[3],
         extra_special_tokens={"im_start_token": SPECIAL[2]},
-        model_max_length=2048,
+        model_max_length=MAX_LENGTH,
     )
     fast.chat_template = TEMPLATE
     torch.manual_seed(1234)
     config = LlamaConfig(
-        **SIZES[size],
-        max_position_embeddings=2048,
+        **shape,
+        max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
@@ -91,9 +118,9 @@ def make_model(folder: Path, size: str) -> Path:
 
 
 def make_rows(
-    model: Path, count: int, *, prompt_tokens: float = 107, answer_tokens: float = 45
+    model: Path, count: int, *, prompt_tokens: float = PROMPT, answer_tokens: float = ANSWER
 ) -> list[dict]:
-    """Chat pairs whose lengths are log-normal around the given means; the template adds a few tokens."""
+    """Chat pairs whose lengths are log-normal around the given means."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -119,3 +146,8 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     """Write rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
