@@ -21,9 +21,18 @@ class Pair(NamedTuple):
         """Tokens of prompt, chosen and rejected answer."""
         return len(self.prompt), len(self.chosen), len(self.rejected)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
 
 MIXES = {"uf": (150, 330, 330), "long": (1536, 256, 256), "hh": (130, 60, 60)}
 """Mean tokens of prompt, chosen and rejected answer: as UltraFeedback, long documents, as Anthropic's HH."""
+
+
+IDS = range(3, 1000)
+"""Token ids of the rows; in the vocabulary of every model here."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Job:
         variant: of the opponent.
         folder: a checkpoint to load in place of weights made on the device.
         cap: bytes of a smaller card to stand in for.
+        card: bf16 operations and bytes a second that the device was measured to do.
+        recipe: values of lite-align's recipe that the measurement itself needs.
     """
 
     side: str
@@ -57,21 +68,22 @@ class Job:
     variant: str = ""
     folder: str = ""
     cap: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    card: tuple[float, float] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
-    def rows(self, vocabulary: int) -> tuple[list[Pair], list[Pair]]:
+    def rows(self) -> tuple[list[Pair], list[Pair]]:
         """Pairs of the warm-up and of the measured steps."""
         shrink = 8 if self.small else 1
-        pairs = make_pairs(self.mix, self.batch * (self.warmup + self.steps), vocabulary, shrink=shrink)
+        pairs = make_pairs(self.mix, self.batch * (self.warmup + self.steps), shrink=shrink)
         return pairs[: self.batch * self.warmup], pairs[self.batch * self.warmup :]
 
 
-def make_pairs(mix: str, count: int, vocabulary: int, *, seed: int = 7, shrink: int = 1) -> list[Pair]:
+def make_pairs(mix: str, count: int, *, seed: int = 7, shrink: int = 1) -> list[Pair]:
     """Pairs with log-normal lengths around the means of a mix, cut at four times the mean."""
     source = random.Random(f"{mix} {seed}")
 
     def ids(mean: float) -> list[int]:
         drawn = mean * source.lognormvariate(-(SPREAD**2) / 2, SPREAD)  # its mean is exactly `mean`
-        return source.choices(range(3, vocabulary), k=max(2, min(round(drawn), round(4 * mean))))
+        return source.choices(IDS, k=max(2, min(round(drawn), round(4 * mean))))
 
     return [Pair(*(ids(mean / shrink) for mean in MIXES[mix])) for _ in range(count)]

@@ -80,7 +80,7 @@ def settle(job: Job, longest: int, on: torch.device) -> DPORecipe:
             "train.warmup": 0,
             "speed.compile": "on" if gpu else "off",
             "speed.unnest_scales": "on" if gpu and job.cap is None else "off",
-            **job.extra,
+            **job.recipe,
         }
         resolved: Resolved[DPORecipe] = load_recipe("dpo", flags=settings, sets=job.settings)
         return session.settle_memory(resolved, longest, on)[0].recipe
@@ -168,8 +168,7 @@ def train(stage: DPO, engine: Engine[Any], steps: int) -> tuple[list[float], flo
 
 def measure(job: Job) -> dict[str, Any]:
     """Reference pass and steps over the measured rows, after those of the warm-up."""
-    vocabulary = models.configuration(job.model, small=job.small).vocab_size
-    warm, measured = map(trees, job.rows(vocabulary))
+    warm, measured = map(trees, job.rows())
     session = Session.of(job, max(tree.tokens for tree in warm + measured))
     device.reset_peak()
     engine = session.engine(job.warmup + job.steps)
@@ -189,6 +188,7 @@ def measure(job: Job) -> dict[str, Any]:
         "pairs": len(measured),
         "tokens_per_pair": sum(tree.tokens for tree in measured) / len(measured),
         "loss": loss,
+        "floor": models.floor(job),
         "settings": {
             "tokens a micro-batch": session.tokens,
             "recomputed blocks": session.backbone.blocks.recomputed,

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import device, lite, models
-from benchmarks.gpu.job import Job, Pair
+from benchmarks.gpu import device, lite
+from benchmarks.gpu.job import IDS, Job, Pair
 from lite_align.errors import TooLittleMemory
 from lite_align.train.faults import Shortage, attempt
 
@@ -29,19 +29,19 @@ def stand_in(cap: int) -> None:
     torch.cuda.mem_get_info = lambda device=None: (room - torch.cuda.memory_reserved(), cap)
 
 
-def pair_of(tokens: int, vocabulary: int) -> Pair:
+def pair_of(tokens: int) -> Pair:
     """A pair of about so many tokens in all, a third each for prompt, chosen and rejected."""
     third = max(2, tokens // 3)
-    return Pair(*([3 + part + n % (vocabulary - 8) for n in range(third)] for part in range(3)))
+    return Pair(*([IDS[(part + n) % len(IDS)] for n in range(third)] for part in range(3)))
 
 
-def largest(session: lite.Session, vocabulary: int, most: int) -> int:
+def largest(session: lite.Session, most: int) -> int:
     """Most tokens of a micro-batch, one pair, whose whole step fits: doubled, then halved in between."""
     engine = session.engine(1000)
 
     def fits(tokens: int) -> bool:
         def work() -> None:
-            lite.train(session.stage(lite.trees([pair_of(tokens, vocabulary)])), engine, 1)
+            lite.train(session.stage(lite.trees([pair_of(tokens)])), engine, 1)
 
         try:
             return not isinstance(attempt(work), Shortage)
@@ -68,10 +68,9 @@ def measure(job: Job) -> dict[str, Any]:
         stand_in(job.cap)
     if job.variant == "speed":
         return lite.measure(job) | {"cap applied": applied}
-    vocabulary = models.configuration(job.model, small=job.small).vocab_size
-    session = lite.Session.of(replace(job, extra=FRUGAL), STEP)
+    session = lite.Session.of(replace(job, recipe=FRUGAL), STEP)
     device.reset_peak()
-    tokens = largest(session, vocabulary, 2 * STEP if job.small else 2**16)
+    tokens = largest(session, 2 * STEP if job.small else 2**16)
     return {
         "cap applied": applied,
         "largest_tokens": tokens,

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
-from benchmarks.gpu.limit import Shape
+from benchmarks.gpu.job import Job
+from benchmarks.gpu.limit import Card, Shape, floor_seconds
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3-8b": {
@@ -73,6 +74,16 @@ def shape(config: PreTrainedConfig) -> Shape:
         config.intermediate_size,
         config.vocab_size,
     )
+
+
+def floor(job: Job) -> dict[str, float] | None:
+    """Least seconds for the measured rows of a job on its card: of the steps, and of an epoch."""
+    if job.card is None:
+        return None
+    pairs = [pair.lengths for pair in job.rows()[1]]
+    config = configuration(job.model, small=job.small, layers=job.layers)
+    steps, epoch = floor_seconds(shape(config), pairs, job.steps, Card(*job.card))
+    return {"steps": steps, "epoch": epoch}
 
 
 def random_nf4(config: PreTrainedConfig, device: torch.device, attention: str, *, seed: int = 0) -> Any:

@@ -53,14 +53,7 @@ def grouped(pairs: Sequence[Pair], batch: int) -> list[Pair]:
     return [pair for group in batches for pair in group]
 
 
-def train(
-    job: Job,
-    variant: Variant,
-    model: Any,
-    processing: Any,
-    lora: Any,
-    prepared: tuple[list[Pair], list[Pair]],
-) -> dict[str, Any]:
+def train(job: Job, variant: Variant, model: Any, processing: Any, lora: Any) -> dict[str, Any]:
     """Time DPOTrainer; a step is what lies between the ends of two steps, as lite-align's is."""
     import datasets
     import transformers
@@ -68,7 +61,7 @@ def train(
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from benchmarks.gpu import device
+    from benchmarks.gpu import device, models
 
     transformers.logging.set_verbosity_error()
     trl.trainer.dpo_trainer.hash_module = lambda module: "random weights"
@@ -92,7 +85,7 @@ def train(
             passes.append(time.perf_counter() - started)
             return found
 
-    warm, measured = (grouped(pairs, job.batch) for pairs in prepared)
+    warm, measured = (grouped(pairs, job.batch) for pairs in job.rows())
     columns = {
         f"{name}_ids": [getattr(pair, name) for pair in warm + measured]
         for name in ("prompt", "chosen", "rejected")
@@ -105,7 +98,7 @@ def train(
             use_cpu=device.the_device().type == "cpu",
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=job.batch // micro,
-            max_length=max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in warm + measured),
+            max_length=max(pair.longest for pair in warm + measured),
             max_steps=job.warmup + job.steps,
             train_sampling_strategy="sequential",
             precompute_ref_batch_size=job.batch,
@@ -146,6 +139,7 @@ def train(
         "pairs": len(measured),
         "tokens_per_pair": sum(widths) / (len(widths) * micro),
         "loss": next(row["loss"] for row in reversed(trainer.state.log_history) if "loss" in row),
+        "floor": models.floor(job),
         "settings": {"variant": job.variant, "pairs a micro-batch": micro, **variant.flags},
         "versions": device.versions(),
         **device.peak(),
@@ -163,7 +157,7 @@ def trl(job: Job) -> dict[str, Any]:
     lora = LoraConfig(
         r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM"
     )
-    return train(job, TRL[job.variant], model, lite.tokenizer(), lora, job.rows(config.vocab_size))
+    return train(job, TRL[job.variant], model, lite.tokenizer(), lora)
 
 
 def checkpoint(job: Job) -> dict[str, Any]:
@@ -182,8 +176,7 @@ def unsloth(job: Job) -> dict[str, Any]:
     import unsloth  # noqa: I001  (before trl and transformers, whose classes it replaces)
     import torch
 
-    prepared = job.rows(job.extra["vocabulary"])
-    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for part in prepared for p in part)
+    longest = max(pair.longest for pairs in job.rows() for pair in pairs)
     variant = UNSLOTH[job.variant]
     unsloth.PatchDPOTrainer()
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
@@ -203,6 +196,6 @@ def unsloth(job: Job) -> dict[str, Any]:
         target_modules=TARGETS,
         use_gradient_checkpointing="unsloth" if variant.flags.get("gradient_checkpointing", True) else False,
     )
-    found = train(job, variant, model, tokenizer, None, prepared)
+    found = train(job, variant, model, tokenizer, None)
     extra = {name: importlib.util.find_spec(name) is not None for name in ("xformers", "flash_attn")}
     return found | {"settings": found["settings"] | extra}

@@ -103,7 +103,8 @@ def main() -> None:
     parser.add_argument("job", type=json.loads)
     parser.add_argument("result", type=Path)
     args = parser.parse_args()
-    job = Job(**{**args.job, "settings": tuple(args.job["settings"])})
+    lists = {k: tuple(v) for k, v in args.job.items() if isinstance(v, list)}
+    job = Job(**{**args.job, **lists})
     module, function = SIDES[job.side]
     found = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(job)
     args.result.write_text(json.dumps(found), encoding="utf-8")
