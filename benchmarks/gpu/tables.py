@@ -99,7 +99,8 @@ def versus(found: dict[str, Any], cases: Iterable[str], opponent: str, title: st
         ]
         mine, other, share = median(ours, "epoch"), median(theirs, "epoch"), median(ours, "share")
         ratio = f"**{mine / other:.2f}x**" if mine and other else MISSING
-        peaks = [max(map(memory, cells), default=MISSING) for cells in (ours, theirs)]
+        most = [max(cells, key=lambda cell: cell["peak_allocated"], default=None) for cells in (ours, theirs)]
+        peaks = [memory(cell) if cell else MISSING for cell in most]
         rows.append([case, *speeds, ratio, f"{100 * share:.0f} %" if share else MISSING, *peaks])
     return markdown([*heads, *(f"peak memory, {side}" for side in sides)], rows)
 

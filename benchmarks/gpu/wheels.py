@@ -26,8 +26,9 @@ BASE = (
     "dill==0.4.1",
     "multiprocess==0.70.19",
 )
-UNSLOTH_NEEDS = (  # imported by it, no figure depends on their versions
-    "diffusers torchao hf_transfer cut_cross_entropy msgspec tyro shtab docstring_parser nest_asyncio json5 structlog"
+UNSLOTH_NEEDS = (  # imported by it
+    "diffusers==0.42.1 torchao==0.18.0 hf_transfer==0.1.9 cut_cross_entropy==25.1.1 msgspec==0.22.0 tyro==1.0.17 "
+    "shtab==1.13.0 docstring_parser==0.18.0 nest_asyncio==1.6.0 json5==0.17.3 structlog==26.1.0"
 )
 KITS = {
     "trl": (*BASE, "trl==1.16.0", "datasets==5.2.0"),
