@@ -82,7 +82,9 @@ def settle(job: Job, longest: int, on: torch.device) -> DPORecipe:
             "speed.unnest_scales": "on" if gpu and job.cap is None else "off",
             **job.recipe,
         }
-        resolved: Resolved[DPORecipe] = load_recipe("dpo", flags=settings, sets=job.settings)
+        chosen = {setting.partition("=")[0] for setting in job.settings}  # a key may be given once
+        flags = {key: value for key, value in settings.items() if key not in chosen}
+        resolved: Resolved[DPORecipe] = load_recipe("dpo", flags=flags, sets=job.settings)
         return session.settle_memory(resolved, longest, on)[0].recipe
 
 

@@ -115,6 +115,13 @@ def test_the_opponents_train_what_lite_align_trains():
     assert recipe.train.batch_size == Job("trl").batch
 
 
+def test_a_setting_replaces_the_one_of_the_kit():
+    job = Job("lite", small=True, settings=("lora.rank=4", "speed.share_prompts=false"))
+    recipe = lite.settle(job, 512, CPU)
+    assert (recipe.lora.rank, recipe.speed.share_prompts) == (4, False)
+    assert recipe.loss.sft_weight == 0
+
+
 # Models.
 
 
