@@ -22,16 +22,13 @@ from typing import Any
 from benchmarks.gpu.job import MIXES, Job
 from benchmarks.gpu.opponents import TRL, UNSLOTH
 from benchmarks.gpu.sides import ROOT, Scratch
-from benchmarks.gpu.tables import rates, told
+from benchmarks.gpu.tables import CAPS, rates, told
 
-CAPS = (8, 12, 16, 24)  # GB of 10^9 bytes
 LAYERS = 16  # of the checkpoint that Unsloth loads
 SCOUT = {"warmup": 1, "steps": 3}
 SMALL = {"small": True, "batch": 2, "warmup": 1, "steps": 2}
-EXPECTED, SCOUT_LIMIT = (
-    60.0,
-    90.0,
-)  # seconds of a job nobody has seen yet; most that trying a variant may take
+EXPECTED = 60.0  # seconds of a job that nobody has seen yet
+SCOUT_LIMIT = 90.0  # most seconds that trying a variant may take
 
 
 class Record:

@@ -9,7 +9,7 @@ from typing import Any
 MISSING = "not yet measured"
 CASES = ("llama-3-8b/uf", "llama-3-8b/long", "llama-3-8b/hh", "qwen2.5-7b/uf")
 BLOCKS = tuple(f"llama-3-8b, 16 blocks/{mix}" for mix in ("uf", "long", "hh"))
-CAPS = (8, 12, 16, 24)
+CAPS = (8, 12, 16, 24)  # GB of 10^9 bytes
 
 Cell = dict[str, Any]
 
