@@ -14,8 +14,8 @@ from lite_align.data.render import Renderer
 from lite_align.data.types import Pair, Tree
 from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
-from lite_align.model.budget import CPU_TOKENS
 from lite_align.model.folder import cache_root
+from lite_align.model.planner import CPU_TOKENS
 from lite_align.recipe import DPORecipe
 from lite_align.recipe import load as load_recipe
 from lite_align.stages import pairs as rows
@@ -27,7 +27,8 @@ from lite_align.view import View
 
 PRECISIONS = {
     "bf16": {"model.quantization": "none", "model.dtype": "bfloat16"},
-    "nf4": {"model.quantization": "nf4", "model.dtype": "bfloat16"},
+    # What the command chooses where the unpacked scales fit.
+    "nf4": {"model.quantization": "nf4", "model.dtype": "bfloat16", "speed.unnest_scales": "on"},
 }
 
 

@@ -6,7 +6,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import figure, tables
+from benchmarks import figure, record, tables
+from benchmarks.gpu import tables as gpu_tables
 from lite_align.data.formats import FORMATS
 from lite_align.losses.preference import markdown_table
 
@@ -21,6 +22,7 @@ def formats_table() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "benchmark": tables.section,
+    "gpu": lambda: gpu_tables.section(record.RESULTS),
     "losses": markdown_table,
     "formats": formats_table,
 }

@@ -25,10 +25,11 @@ from lite_align.model.folder import cache_root
 from lite_align.model.storage import HostEmbedding, unnest_scales
 from lite_align.recipe import DPORecipe, ModelOptions, Resolved
 from lite_align.recipe import load as load_recipe
-from lite_align.stages import passes, reference, session
+from lite_align.stages import passes, reference, resources
 from lite_align.stages.dpo import DPO, PairSet
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget
+from lite_align.train.meter import meter
 from lite_align.view import View
 
 
@@ -58,7 +59,7 @@ def rows(count: int) -> list[Row]:
     ]
 
 
-def settle(job: Job, longest: int, on: torch.device) -> DPORecipe:
+def settle(job: Job, grown: Sequence[Tree], on: torch.device) -> DPORecipe:
     """The recipe of a job with the settings that depend on memory filled in as a run fills them."""
     gpu = on.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
@@ -79,13 +80,15 @@ def settle(job: Job, longest: int, on: torch.device) -> DPORecipe:
             "train.schedule": "constant",
             "train.warmup": 0,
             "speed.compile": "on" if gpu else "off",
-            "speed.unnest_scales": "on" if gpu and job.cap is None else "off",
             **job.recipe,
         }
         chosen = {setting.partition("=")[0] for setting in job.settings}  # a key may be given once
         flags = {key: value for key, value in settings.items() if key not in chosen}
         resolved: Resolved[DPORecipe] = load_recipe("dpo", flags=flags, sets=job.settings)
-        return session.settle_memory(resolved, longest, on)[0].recipe
+        machine = resources.Machine.of(resolved.recipe.model, meter(on), on)
+        works = [resources.work_of(tree) for tree in grown]
+        amount = resources.Amount(works, [], job.batch, job.warmup + job.steps, 0)
+        return resources.settle(resolved, amount, machine)[0].recipe
 
 
 def base(job: Job, recipe: DPORecipe, on: torch.device) -> load.Loaded:
@@ -120,12 +123,12 @@ class Session:
     backbone: Backbone
 
     @classmethod
-    def of(cls, job: Job, longest: int) -> "Session":
-        """Load the base and attach the adapter."""
+    def of(cls, job: Job, grown: Sequence[Tree]) -> "Session":
+        """Load the base and attach the adapter, laid out for some trees."""
         on = device.the_device()
         if on.type == "cpu":
             torch.set_flush_denormal(True)
-        recipe = settle(job, longest, on)
+        recipe = settle(job, grown, on)
         backbone = Backbone(base(job, recipe, on), recipe.lora, seed=recipe.train.seed, speed=recipe.speed)
         wish = recipe.model.gradient_checkpointing
         backbone.recompute(wish if isinstance(wish, int) else len(backbone.blocks) * (wish == "on"))
@@ -171,7 +174,7 @@ def train(stage: DPO, engine: Engine[Any], steps: int) -> tuple[list[float], flo
 def measure(job: Job) -> dict[str, Any]:
     """Reference pass and steps over the measured rows, after those of the warm-up."""
     warm, measured = map(trees, job.rows())
-    session = Session.of(job, max(tree.tokens for tree in warm + measured))
+    session = Session.of(job, warm + measured)
     device.reset_peak()
     engine = session.engine(job.warmup + job.steps)
     first = session.stage(warm)

@@ -68,7 +68,7 @@ def measure(job: Job) -> dict[str, Any]:
         stand_in(job.cap)
     if job.variant == "speed":
         return lite.measure(job) | {"cap applied": applied}
-    session = lite.Session.of(replace(job, recipe=FRUGAL), STEP)
+    session = lite.Session.of(replace(job, recipe=FRUGAL), lite.trees([pair_of(STEP)]))
     device.reset_peak()
     tokens = largest(session, 2 * STEP if job.small else 2**16)
     return {

@@ -21,18 +21,12 @@ from lite_align.model.backbone import Backbone, Role
 from lite_align.model.blocks import RECOMPUTED
 from lite_align.model.load import load_model
 from lite_align.recipe import LoraOptions, ModelOptions, SpeedOptions
-from lite_align.stages import passes
+from lite_align.stages import pairs, passes
 from lite_align.stages.dpo import DPO
 from tests.stages import small
 
-LAYERS, HIDDEN, FEED_FORWARD, QUERY, KEY_VALUE, RANK = (
-    2,
-    64,
-    128,
-    64,
-    32,
-    8,
-)  # of tiny_llama, and the adapter's
+# Of tiny_llama, and the adapter's rank.
+LAYERS, HIDDEN, FEED_FORWARD, QUERY, KEY_VALUE, RANK = 2, 64, 128, 64, 32, 8
 LINEARS = 7 * LAYERS  # q, k, v, o, gate, up, down
 STILL = 3  # q, k and v of the first block: what they read needs no gradient
 
@@ -41,6 +35,12 @@ SHAPES = ((20, 5, 10, 2), (7, 3, 4, 0), (12, 1, 30, 0))
 SHARED = (20 + 5 + 10 - 2) + (7 + 3 + 4) + (12 + 1 + 30)
 APART = (2 * 20 + 5 + 10) + (2 * 7 + 3 + 4) + (2 * 12 + 1 + 30)
 TRAINED = (5 + 10 - 2) + (3 + 4) + (1 + 30)  # tokens that the answers of a pair share stand in the row once
+
+
+@pytest.fixture(autouse=True)
+def no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches end with their last answer: counts by token are those of the rows."""
+    monkeypatch.setattr(pairs, "PAD_TO", 1)
 
 
 def tree(key: int, prompt: int, chosen: int, rejected: int, alike: int) -> Tree:

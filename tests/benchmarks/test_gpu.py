@@ -13,7 +13,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from benchmarks.gpu import device, lite, models, opponents, tables, wheels
+from benchmarks.gpu import device, lite, memory, models, opponents, tables, wheels
 from benchmarks.gpu.__main__ import Part, Record, dpo
 from benchmarks.gpu.job import ALPHA, MIXES, RANK, Job, make_pairs
 from benchmarks.gpu.limit import NF4_BYTES, Card, Shape, floor_seconds, pair_flops
@@ -23,6 +23,7 @@ from lite_align.recipe import PROJECTIONS
 LLAMA = models.shape(models.configuration("llama-3-8b"))
 QWEN = models.shape(models.configuration("qwen2.5-7b"))
 CPU = torch.device("cpu")
+ROW = lite.trees([memory.pair_of(512)])
 
 
 # The physical limit.
@@ -109,7 +110,7 @@ def test_grouped_batches_hold_rows_of_like_length():
 
 def test_the_opponents_train_what_lite_align_trains():
     assert tuple(opponents.TARGETS) == PROJECTIONS
-    recipe = lite.settle(Job("lite", small=True), 512, CPU)
+    recipe = lite.settle(Job("lite", small=True), ROW, CPU)
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.targets) == (RANK, ALPHA, PROJECTIONS)
     assert recipe.lora.dropout == recipe.loss.sft_weight == 0
     assert recipe.train.batch_size == Job("trl").batch
@@ -117,7 +118,7 @@ def test_the_opponents_train_what_lite_align_trains():
 
 def test_a_setting_replaces_the_one_of_the_kit():
     job = Job("lite", small=True, settings=("lora.rank=4", "speed.share_prompts=false"))
-    recipe = lite.settle(job, 512, CPU)
+    recipe = lite.settle(job, ROW, CPU)
     assert (recipe.lora.rank, recipe.speed.share_prompts) == (4, False)
     assert recipe.loss.sft_weight == 0
 
@@ -159,7 +160,7 @@ def test_the_checkpoint_is_the_same_model(tmp_path):
     """Unsloth's side and ours get the weights that the others have."""
     job = Job("checkpoint", small=True, folder=str(tmp_path))
     assert opponents.checkpoint(job)["bytes"] > 0
-    recipe = lite.settle(job, 512, CPU)
+    recipe = lite.settle(job, ROW, CPU)
     made, read = (lite.base(j, recipe, CPU).model for j in (Job("lite", small=True), job))
     ids = torch.arange(3, 35).view(1, -1)
     with torch.no_grad():
