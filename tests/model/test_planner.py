@@ -1,6 +1,7 @@
 """The fastest layout that fits, the user's wishes kept, and what to change where nothing fits."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from transformers import LlamaConfig
 from lite_align.model import planner
 from lite_align.model.budget import Layout, Sizes, predict_memory, sizes
 from lite_align.model.planner import Wishes
+from lite_align.recipe import load as load_recipe
 
 GIB = 2**30
+RECIPES = Path(__file__).parents[2] / "recipes"
 NF4 = Layout("nf4", 16, 0)
 FREE = st.floats(4.5, 100).map(lambda gib: int(gib * GIB))
 
@@ -61,6 +64,35 @@ def test_between_them_some_blocks_recompute(size: Sizes):
     assert 0 < plan.layout.recomputed < 32
     fewer = replace(plan.layout, recomputed=plan.layout.recomputed - 1)
     assert predict_memory(size, fewer).total > plan.limit
+
+
+# The models of the sized recipes: width, feed-forward, blocks, heads, key heads, head size, vocabulary, tied.
+SHAPES = {
+    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 8960, 28, 12, 2, 128, 151936, True),
+    "Qwen/Qwen3-4B-Instruct-2507": (2560, 9728, 36, 32, 8, 128, 151936, True),
+    "Qwen/Qwen2.5-7B-Instruct": (3584, 18944, 28, 28, 4, 128, 152064, False),
+}
+
+
+@pytest.mark.parametrize("card", [8, 12, 16, 24])
+def test_a_sized_recipe_fits_its_card_with_pairs_of_full_length(card: int):
+    """A pair is a prompt and two answers: at most twice the longest sequence. A tenth of the card is taken already."""
+    recipe = load_recipe("dpo", recipe_file=RECIPES / f"dpo-{card}gb.yaml").recipe
+    width, inner, blocks, heads, key_heads, head_size, vocabulary, tied = SHAPES[recipe.model.name]
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=head_size,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+    )
+    longest = 2 * recipe.data.max_length
+    free = int(0.9 * card * 1e9)
+    start = replace(NF4, rank=recipe.lora.rank)
+    assert planner.plan(sizes(config), start, Wishes(), free=free, longest=longest).fits
 
 
 @settings(deadline=None)
