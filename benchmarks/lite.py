@@ -27,8 +27,7 @@ from lite_align.view import View
 
 PRECISIONS = {
     "bf16": {"model.quantization": "none", "model.dtype": "bfloat16"},
-    # What the command chooses where the unpacked scales fit.
-    "nf4": {"model.quantization": "nf4", "model.dtype": "bfloat16", "speed.unnest_scales": "on"},
+    "nf4": {"model.quantization": "nf4", "model.dtype": "bfloat16"},
 }
 
 

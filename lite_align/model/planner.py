@@ -95,9 +95,10 @@ def plan(
 
 def _candidates(size: Sizes, start: Layout, wishes: Wishes, longest: int, most: int) -> Iterator[Layout]:
     """Layouts without recomputation: all numbers of tokens, scales packed or not, the embedding here or there."""
-    can_unnest = start.quantization == "nf4"
-    can_offload = start.device == "cuda" and not size.tied
-    unnesting = [wishes.unnested] if wishes.unnested is not None else [False, can_unnest]
+    on_gpu = start.device == "cuda"
+    can_unnest, can_offload = start.quantization == "nf4", on_gpu and not size.tied
+    # On a CPU unpacked scales gained nothing (see the README's table of shortcuts).
+    unnesting = [wishes.unnested] if wishes.unnested is not None else [False, can_unnest and on_gpu]
     offloading = [wishes.offloaded] if wishes.offloaded is not None else [False, can_offload]
     for tokens in _tokens(start.device, wishes.tokens, longest, most):
         for unnested in unnesting:
