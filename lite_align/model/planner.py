@@ -162,23 +162,24 @@ class Lever:
     total: int
 
 
-def levers(size: Sizes, plan: Plan, *, shortest: int) -> list[Lever]:
+def levers(size: Sizes, plan: Plan, *, longest: int) -> list[Lever]:
     """Single changes that need less memory, the largest saving first.
 
     Args:
         size: of the architecture.
         plan: that does not fit.
-        shortest: a length of examples to compare with, in tokens.
+        longest: tokens of the longest example.
     """
     now = plan.layout
+    smaller = (f"train.tokens_per_microbatch={longest}", longest)
+    if now.tokens <= longest:
+        smaller = ("data.max_length at half", now.tokens // 2)
     changes = {
         "model.gradient_checkpointing=on": replace(now, recomputed=size.layers),
         "model.quantization=nf4": replace(now, quantization="nf4", unnested=False),
         "speed.offload_embeddings=on": replace(now, offloaded=now.device == "cuda"),
         "speed.unnest_scales=off": replace(now, unnested=False),
-        f"data.max_length={shortest} (and tokens_per_microbatch)": replace(
-            now, tokens=min(now.tokens, shortest)
-        ),
+        smaller[0]: replace(now, tokens=smaller[1]),
         "lora.rank=8": replace(now, rank=min(now.rank, 8)),
     }
     found = [Lever(text, predict_memory(size, layout).total) for text, layout in changes.items()]

@@ -101,12 +101,14 @@ class Forecast:
         machine: that it was made for.
         seconds: of the reference pass, the training and the evaluations.
         chosen: whether the number of recomputing blocks was left to the plan.
+        longest: tokens of the longest example.
     """
 
     plan: planner.Plan
     machine: Machine
     seconds: float
     chosen: bool
+    longest: int
 
     def record(self) -> dict[str, Any]:
         """For run.json."""
@@ -158,7 +160,7 @@ def settle(resolved: AnyResolved, amount: Amount, machine: Machine) -> tuple[Any
     if options.speed.compile == "auto" and pays(needed, on):
         plan = planned(replace(start, compiled=True))
         needed = seconds(size, plan.layout, amount, machine.rate) * (1 - COMPILE_GAIN) + 2 * COMPILING
-    forecast = Forecast(plan, machine, needed, wishes.recomputed is None)
+    forecast = Forecast(plan, machine, needed, wishes.recomputed is None, amount.longest)
     return _filled(resolved, forecast), forecast
 
 
@@ -243,8 +245,7 @@ def show(forecast: Forecast, view: View) -> None:
     )
     if plan.fits:
         return
-    shortest = max(64, layout.tokens // 2)
-    changes = planner.levers(forecast.machine.size, plan, shortest=shortest)
+    changes = planner.levers(forecast.machine.size, plan, longest=forecast.longest)
     told = [f"{lever.setting} needs {gib(lever.total)}" for lever in changes[:4]]
     view.warn(
         f"This needs about {gib(total)}, more than the {gib(plan.limit)} that are planned for. To fit: "

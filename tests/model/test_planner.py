@@ -178,7 +178,7 @@ def test_blocks_after_a_probe_by_hand(size: Sizes):
 def test_levers_say_what_would_fit(size: Sizes):
     plan = make(size, 20, Wishes(tokens=8192, recomputed=0, offloaded=False), quantization="none")
     assert not plan.fits
-    levers = planner.levers(size, plan, shortest=512)
+    levers = planner.levers(size, plan, longest=512)
     assert [lever.total for lever in levers] == sorted(lever.total for lever in levers)
     assert all(lever.total < plan.memory.total for lever in levers)
     settings = {lever.setting.partition("=")[0]: lever.total for lever in levers}
@@ -187,3 +187,8 @@ def test_levers_say_what_would_fit(size: Sizes):
     )
     assert "speed.unnest_scales" not in settings  # nothing is nested in a base of 16 bits
     assert "model.gradient_checkpointing" in settings
+    fewer = predict_memory(size, replace(plan.layout, tokens=512)).total
+    assert settings["train.tokens_per_microbatch"] == fewer
+    # Where a single example fills a pass, only shorter examples help.
+    told = [lever.setting for lever in planner.levers(size, plan, longest=8192)]
+    assert "data.max_length at half" in told

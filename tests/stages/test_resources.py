@@ -184,7 +184,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change():
     assert not forecast.plan.fits
     text = shown(forecast)
     assert "more than the 7.4 GiB" in text
-    best = planner.levers(LLAMA_8B, forecast.plan, shortest=forecast.plan.layout.tokens // 2)[0]
+    best = planner.levers(LLAMA_8B, forecast.plan, longest=PAIR.tokens)[0]
     assert best.setting == "model.quantization=nf4"
     assert f"model.quantization=nf4 needs {resources.gib(best.total)}" in text
 
@@ -236,7 +236,7 @@ def forecast_of(
     memory = predict_memory(size, layout)
     stage.backbone.recompute(recomputed)
     plan = planner.Plan(layout, memory, memory.total if limit is None else limit)
-    return Forecast(plan, cpu(size), 10.0, chosen)
+    return Forecast(plan, cpu(size), 10.0, chosen, longest=100)
 
 
 @pytest.mark.parametrize(("share", "blocks"), [(-1.5, 0), (0.0, 1), (0.5, 2), (90.0, 2)])
