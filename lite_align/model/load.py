@@ -227,9 +227,10 @@ def place(loaded: Loaded, speed: SpeedOptions) -> Loaded:
 
 
 class Loading:
-    """Reads a model in a thread of its own, while the rows are made into tokens.
+    """Reads a model in a thread of its own: `with Loading(...):` around what is done meanwhile, then `result`.
 
-    Nothing else may compute with torch meanwhile. Whatever goes wrong is told by `result`.
+    Nothing else may compute with torch in the block, as transformers changes settings of the process while it reads.
+    At its end the thread is over, whatever happened; what went wrong in it is told by `result`.
 
     Args:
         options: as for `read`.
@@ -241,7 +242,13 @@ class Loading:
         self._loaded: Loaded | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="loading")
+
+    def __enter__(self) -> "Loading":
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -250,12 +257,11 @@ class Loading:
             self._error = error
 
     def result(self) -> Loaded:
-        """Wait for the model.
+        """The model.
 
         Raises:
             ModelError: as `load_model`.
         """
-        self._thread.join()
         if self._error is not None:
             raise self._error
         assert self._loaded is not None

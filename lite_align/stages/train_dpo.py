@@ -1,6 +1,7 @@
 """`lite-align dpo DATA`, top to bottom: rows, plan, reference, proof, training, verdict."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,12 +124,12 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: 
     renderer = Renderer(tokenizer, trusted=recipe.model.name == TINY)
     memory = meter(on)
     machine = resources.Machine.of(recipe.model, memory, on)
-    loading = None
     if not dry_run:
         require_trainable(recipe)
-        # From here on nothing is computed with torch until the weights are there.
-        loading = load.Loading(recipe.model, device=on) if recipe.speed.load_while_reading else None
-    rendered = rows.render(read.pairs, renderer, recipe.data)
+    meanwhile = recipe.speed.load_while_reading and not dry_run
+    loading = load.Loading(recipe.model, device=on) if meanwhile else None
+    with loading or nullcontext():
+        rendered = rows.render(read.pairs, renderer, recipe.data)
     dropped = rows.merged((read.dropped, rendered.dropped))
     rows.require_enough(read.table.name, len(read.table.rows), dropped, recipe.data.max_dropped)
     if rendered.shortened:
@@ -274,10 +275,11 @@ def show_plan(prepared: Prepared, view: View) -> None:
 
 
 def load_backbone(prepared: Prepared, run: Run, view: View) -> Backbone:
-    """Load the base, unless that is under way, and attach the adapter."""
+    """Load the base, unless it was read together with the rows, and attach the adapter."""
     recipe = prepared.resolved.recipe
-    loading = prepared.loading or load.Loading(recipe.model, device=session.device())
-    loaded = load.place(loading.result(), recipe.speed)
+    on = session.device()
+    loaded = prepared.loading.result() if prepared.loading else load.read(recipe.model, device=on)
+    loaded = load.place(loaded, recipe.speed)
     backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed, speed=recipe.speed)
     probed = run.record.get("measured")  # by the first start of a resumed run
     planned = prepared.forecast.plan.layout.recomputed
