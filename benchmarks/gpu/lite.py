@@ -1,6 +1,6 @@
 """lite-align's side: the parts that `lite-align dpo` uses, on the kit's weights and rows.
 
-This is the one file of the kit that knows lite-align from inside.
+This is the one file of the kit that knows how lite-align trains; `limit` takes its formulas.
 """
 
 import math

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.quantizers import AutoHfQuantizer
 
 from benchmarks.gpu.job import Job
-from benchmarks.gpu.limit import Card, Shape, floor_seconds
+from benchmarks.gpu.limit import Card, floor_seconds
+from lite_align.model.budget import sizes
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3-8b": {
@@ -63,26 +64,13 @@ def configuration(name: str, *, small: bool = False, layers: int | None = None) 
     return AutoConfig.for_model(kind, **{k: v for k, v in values.items() if k != "model_type"}, **special)
 
 
-def shape(config: PreTrainedConfig) -> Shape:
-    """The sizes that the formulas need."""
-    head = config.hidden_size // config.num_attention_heads
-    return Shape(
-        config.num_hidden_layers,
-        config.hidden_size,
-        head * config.num_attention_heads,
-        head * config.num_key_value_heads,
-        config.intermediate_size,
-        config.vocab_size,
-    )
-
-
 def floor(job: Job) -> dict[str, float] | None:
     """Least seconds for the measured rows of a job on its card: of the steps, and of an epoch."""
     if job.card is None:
         return None
     pairs = [pair.lengths for pair in job.rows()[1]]
     config = configuration(job.model, small=job.small, layers=job.layers)
-    steps, epoch = floor_seconds(shape(config), pairs, job.steps, Card(*job.card))
+    steps, epoch = floor_seconds(sizes(config), pairs, job.steps, Card(*job.card))
     return {"steps": steps, "epoch": epoch}
 
 

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from lite_align.data.types import Tree
+from lite_align.data.types import Pair, Tree
 from lite_align.model import attention, flops, load, planner
 from lite_align.model.budget import Layout, Sizes, sizes
-from lite_align.recipe import ModelOptions, Resolved, resolve_auto
+from lite_align.recipe import DPORecipe, ModelOptions, Resolved, resolve_auto
 from lite_align.stages.dpo import DPO
+from lite_align.stages.passes import laid_out
 from lite_align.train import checkpoint
 from lite_align.train.engine import Engine
 from lite_align.train.faults import Shortage, attempt
@@ -48,6 +49,25 @@ class Amount:
     batch_size: int
     steps: int
     evaluations: int
+
+    @classmethod
+    def of(
+        cls,
+        recipe: DPORecipe,
+        train: Sequence[tuple[Pair, Tree]],
+        held_out: Sequence[tuple[Pair, Tree]],
+        steps: int,
+    ) -> "Amount":
+        """What a run works on, with prompts as they are computed."""
+
+        def works(examples: Sequence[tuple[Pair, Tree]]) -> list[flops.Work]:
+            trees = laid_out([tree for _, tree in examples], share_prompts=recipe.speed.share_prompts)
+            return [work_of(tree) for tree in trees]
+
+        every = recipe.train.eval_steps
+        assert every != "auto"
+        evaluations = -(-steps // (every or steps))
+        return cls(works(train), works(held_out), recipe.train.batch_size, steps, evaluations)
 
     @property
     def longest(self) -> int:

@@ -18,9 +18,9 @@ from lite_align.evaluate import report, verdict
 from lite_align.losses import preference
 from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
-from lite_align.model.flops import Work
 from lite_align.model.folder import TINY, cache_root, fingerprint, locate
 from lite_align.model.folder import check as check_folder
+from lite_align.model.loading import Loading
 from lite_align.model.lora import find_targets
 from lite_align.recipe import DPORecipe, Resolved, memory_levers, resolve_auto, unusual
 from lite_align.stages import pairs as rows
@@ -53,7 +53,7 @@ class Prepared:
     hashes: dict[str, str]
     forecast: resources.Forecast
     meter: Meter
-    loading: load.Loading | None
+    loading: Loading | None
 
 
 def train(resolved: Resolved[DPORecipe], command: CommandOptions, view: View) -> Path | None:
@@ -127,7 +127,7 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: 
     if not dry_run:
         require_trainable(recipe)
     meanwhile = recipe.speed.load_while_reading and not dry_run
-    loading = load.Loading(recipe.model, device=on) if meanwhile else None
+    loading = Loading(recipe.model, device=on) if meanwhile else None
     with loading or nullcontext():
         rendered = rows.render(read.pairs, renderer, recipe.data)
     dropped = rows.merged((read.dropped, rendered.dropped))
@@ -149,7 +149,9 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: 
     resolved = own_beta(resolved)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
     total = session.total_steps(resolved.recipe, len(train))
-    resolved, forecast = resources.settle(resolved, amount(resolved.recipe, train, held_out, total), machine)
+    resolved, forecast = resources.settle(
+        resolved, resources.Amount.of(resolved.recipe, train, held_out, total), machine
+    )
     hashes = {
         "data": read.table.sha256,
         "template": renderer.template_sha256,
@@ -171,21 +173,6 @@ def prepare(resolved: Resolved[DPORecipe], stored: Any, view: View, *, dry_run: 
         memory,
         loading,
     )
-
-
-def amount(
-    recipe: DPORecipe, train: Sequence[tuple[Pair, Tree]], held_out: Sequence[tuple[Pair, Tree]], total: int
-) -> resources.Amount:
-    """What the run works on, with prompts as they are computed."""
-
-    def works(examples: Sequence[tuple[Pair, Tree]]) -> list[Work]:
-        _, trees = columns(examples, share_prompts=recipe.speed.share_prompts)
-        return [resources.work_of(tree) for tree in trees]
-
-    every = recipe.train.eval_steps
-    assert every != "auto"
-    evaluations = -(-total // (every or total))
-    return resources.Amount(works(train), works(held_out), recipe.train.batch_size, total, evaluations)
 
 
 def require_trainable(recipe: DPORecipe) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from bitsandbytes.nn import Linear4bit
 from benchmarks.gpu import device, lite, memory, models, opponents, tables, wheels
 from benchmarks.gpu.__main__ import Part, Record, dpo
 from benchmarks.gpu.job import ALPHA, MIXES, RANK, Job, make_pairs
-from benchmarks.gpu.limit import NF4_BYTES, Card, Shape, floor_seconds, pair_flops
+from benchmarks.gpu.limit import NF4_BYTES, Card, floor_seconds
 from benchmarks.gpu.sides import ROOT, Scratch
+from lite_align.model.budget import sizes
 from lite_align.recipe import PROJECTIONS
 
-LLAMA = models.shape(models.configuration("llama-3-8b"))
-QWEN = models.shape(models.configuration("qwen2.5-7b"))
+LLAMA = sizes(models.configuration("llama-3-8b"))
+QWEN = sizes(models.configuration("qwen2.5-7b"))
 CPU = torch.device("cpu")
 ROW = lite.trees([memory.pair_of(512)])
 
@@ -32,48 +34,25 @@ ROW = lite.trees([memory.pair_of(512)])
 def test_weights_of_the_shapes():
     # q, o: 4096 * 4096; k, v: 4096 * 1024; gate, up, down: 4096 * 14336; 32 blocks.
     block = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
-    assert LLAMA.linear == 32 * block == 6_979_321_856
-    assert LLAMA.adapter() == 41_943_040
-    assert LLAMA.head == 128256 * 4096
-    assert QWEN.linear == 6_525_288_448
-    assert QWEN.adapter() == 40_370_176
-
-
-@pytest.mark.parametrize(
-    ("shape", "lengths", "forward", "backward", "reference", "epoch", "recomputed", "separate"),
-    [
-        (LLAMA, (128, 384, 384), 13.5, 13.8, 13.4, 40.8, 53.5, 60.7),
-        (LLAMA, (512, 256, 256), 15.2, 15.6, 15.1, 45.8, 60.5, 89.6),
-        (LLAMA, (1024, 512, 512), 30.8, 32.4, 30.6, 93.8, 123.6, 182.6),
-        (LLAMA, (1536, 256, 256), 30.4, 32.1, 30.2, 92.7, 122.5, 212.2),
-        (QWEN, (512, 256, 256), 14.2, 14.5, 14.1, 42.8, 56.5, 83.7),
-    ],
-)
-def test_operations_of_a_pair(shape, lengths, forward, backward, reference, epoch, recomputed, separate):
-    """Teraflops, worked out by hand for these lengths and rounded to a tenth."""
-    shared = pair_flops(shape, *lengths)
-    apart = pair_flops(shape, *lengths, shared=False)
-    tera = [
-        shared.forward,
-        shared.backward,
-        shared.reference,
-        shared.epoch,
-        shared.epoch + shared.recompute,
-        apart.epoch + apart.recompute,
-    ]
-    expected = [forward, backward, reference, epoch, recomputed, separate]
-    assert [value / 1e12 for value in tera] == pytest.approx(expected, abs=0.06)
+    assert LLAMA.block_weights == 32 * block == 6_979_321_856
+    assert LLAMA.adapter_inputs_outputs * RANK == 41_943_040
+    assert LLAMA.vocabulary * LLAMA.hidden == 128256 * 4096
+    assert QWEN.block_weights == 6_525_288_448
+    assert QWEN.adapter_inputs_outputs * RANK == 40_370_176
 
 
 def test_the_floor_adds_weight_traffic_to_arithmetic():
-    shape = Shape(layers=1, hidden=2, query=2, key_value=2, feed_forward=2, vocabulary=2)
-    assert shape.linear == 7 * 4
-    pairs = [(3, 2, 2), (5, 1, 1)]
-    flops = [pair_flops(shape, *lengths) for lengths in pairs]
-    steps, epoch = floor_seconds(shape, pairs, 3, Card(flops=10.0, bandwidth=1.0))
+    size = replace(
+        LLAMA, layers=1, hidden=2, query=2, vocabulary=2, block_weights=28, adapter_inputs_outputs=28
+    )
+    steps, epoch = floor_seconds(size, [(3, 2, 2), (5, 1, 1)], 3, Card(flops=10.0, bandwidth=1.0))
+    # 14 tokens, of which 6 are scored; queries see 4.5 + 2 * (6 + 2) and 12.5 + 2 * (5 + 0.5) keys.
+    tokens, scored, visible = 14, 6, 4.5 + 16 + 12.5 + 11
+    base, adapter, head, attention = 56 * tokens, 2 * 28 * RANK * tokens, 8 * scored, 8 * visible
+    forward, backward = base + adapter + head + attention, base + 2 * adapter + head + 2.5 * attention
     traffic = NF4_BYTES * 28
-    assert steps == pytest.approx(sum(f.forward + f.backward for f in flops) / 10 + 6 * traffic)
-    assert epoch - steps == pytest.approx(sum(f.reference for f in flops) / 10 + 14 / 16384 * traffic)
+    assert steps == pytest.approx((forward + backward) / 10 + 6 * traffic)
+    assert epoch - steps == pytest.approx((base + head + attention) / 10 + 14 / 16384 * traffic)
 
 
 # Rows.

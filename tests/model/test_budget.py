@@ -14,16 +14,9 @@ from lite_align.model import budget
 from lite_align.model.backbone import Backbone
 from lite_align.model.load import load_model
 from lite_align.recipe import LoraOptions, ModelOptions
+from tests.model.shapes import LLAMA_8B
 
 GB = 1e9
-LLAMA_8B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-)
 # A layer: q and o 4096 * 4096, k and v 4096 * 1024, three 4096 * 14336.
 LAYER_8B = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
 SMALL = budget.Sizes(

@@ -3,54 +3,36 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig
 
 from lite_align.model import flops
 from lite_align.model.budget import Sizes, sizes
+from tests.model.shapes import LLAMA_8B, QWEN_7B
 
 TERA = 1e12
 
 
 @pytest.fixture(scope="module")
 def llama() -> Sizes:
-    return sizes(
-        LlamaConfig(
-            vocab_size=128256,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-        )
-    )
+    return sizes(LLAMA_8B)
 
 
 @pytest.fixture(scope="module")
 def qwen() -> Sizes:
-    return sizes(
-        LlamaConfig(
-            vocab_size=152064,
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_hidden_layers=28,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-        )
-    )
+    return sizes(QWEN_7B)
 
 
 @pytest.mark.parametrize(
-    ("model", "prompt", "answer", "forward", "backward", "reference", "least", "recomputing"),
+    ("model", "prompt", "answer", "forward", "backward", "reference", "least", "recomputing", "separate"),
     [
-        ("llama", 128, 384, 13.5, 13.8, 13.4, 40.8, 53.5),
-        ("llama", 512, 256, 15.2, 15.6, 15.1, 45.8, 60.5),
-        ("llama", 1024, 512, 30.8, 32.4, 30.6, 93.8, 123.6),
-        ("llama", 1536, 256, 30.4, 32.1, 30.2, 92.7, 122.5),
-        ("qwen", 512, 256, 14.2, 14.5, 14.1, 42.8, 56.5),
+        ("llama", 128, 384, 13.5, 13.8, 13.4, 40.8, 53.5, 60.7),
+        ("llama", 512, 256, 15.2, 15.6, 15.1, 45.8, 60.5, 89.6),
+        ("llama", 1024, 512, 30.8, 32.4, 30.6, 93.8, 123.6, 182.6),
+        ("llama", 1536, 256, 30.4, 32.1, 30.2, 92.7, 122.5, 212.2),
+        ("qwen", 512, 256, 14.2, 14.5, 14.1, 42.8, 56.5, 83.7),
     ],
 )
 def test_a_pair_costs_what_the_formula_sheet_says(
-    request, model, prompt, answer, forward, backward, reference, least, recomputing
+    request, model, prompt, answer, forward, backward, reference, least, recomputing, separate
 ):
     """TFLOP of one pair with a shared prompt and two answers of one length, adapter of rank 16."""
     size = request.getfixturevalue(model)
@@ -63,6 +45,10 @@ def test_a_pair_costs_what_the_formula_sheet_says(
     assert whole / TERA == pytest.approx(least, **rounding)
     again = flops.recomputation(size, work, rank=16, blocks=size.layers)
     assert (whole + again) / TERA == pytest.approx(recomputing, abs=0.12)
+    apart = flops.total([flops.Work.of(0, [prompt + answer], answer)] * 2)
+    theirs = flops.least(size, apart, rank=16)
+    theirs += flops.recomputation(size, apart, rank=16, blocks=size.layers)
+    assert theirs / TERA == pytest.approx(separate, **rounding)
     half = flops.recomputation(size, work, rank=16, blocks=size.layers // 2)
     assert half == pytest.approx(again / 2)
 

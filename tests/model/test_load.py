@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -234,25 +233,6 @@ def test_subnormal_numbers_are_flushed_on_a_cpu(tiny_llama):
         torch.set_flush_denormal(True)
 
 
-def test_weights_are_read_in_a_thread_of_their_own(tiny_llama: Path):
-    options = ModelOptions(name=str(tiny_llama), quantization="nf4")
-    with load.Loading(options, device=torch.device("cpu")) as loading:
-        pass
-    assert "loading" not in {thread.name for thread in threading.enumerate()}
-    beside = loading.result()
-    alone = load.read(options, device="cpu")
-    assert load.weights_sha256(beside.model) == load.weights_sha256(alone.model)
-    assert beside.identity == alone.identity
-    assert loading.result() is beside
-
-
-def test_what_goes_wrong_in_the_thread_is_told_where_the_model_is_needed(tmp_path: Path):
-    with load.Loading(ModelOptions(name=str(tmp_path / "none")), device=torch.device("cpu")) as loading:
-        pass
-    with pytest.raises(ModelError, match="none"):
-        loading.result()
-
-
 def test_a_model_is_placed_as_the_recipe_asks(tiny_llama: Path):
     options = ModelOptions(name=str(tiny_llama), quantization="nf4")
 
@@ -266,13 +246,3 @@ def test_a_model_is_placed_as_the_recipe_asks(tiny_llama: Path):
     placed = load.place(as_it_is, SpeedOptions(unnest_scales="on", offload_embeddings="on"))
     assert nested(placed) == {False}
     assert placed.embedding is not None
-
-
-def test_the_thread_is_over_when_what_is_done_beside_it_fails(tiny_llama: Path):
-    def rows_are_bad() -> None:
-        with load.Loading(ModelOptions(name=str(tiny_llama)), device=torch.device("cpu")):
-            raise ValueError("rows")
-
-    with pytest.raises(ValueError, match="rows"):
-        rows_are_bad()
-    assert "loading" not in {thread.name for thread in threading.enumerate()}

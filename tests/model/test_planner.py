@@ -13,6 +13,7 @@ from lite_align.model import planner
 from lite_align.model.budget import Layout, Sizes, predict_memory, sizes
 from lite_align.model.planner import Wishes
 from lite_align.recipe import load as load_recipe
+from tests.model.shapes import LLAMA_8B
 
 GIB = 2**30
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -22,16 +23,7 @@ FREE = st.floats(4.5, 100).map(lambda gib: int(gib * GIB))
 
 @pytest.fixture(scope="module")
 def size() -> Sizes:
-    return sizes(
-        LlamaConfig(
-            vocab_size=128256,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-        )
-    )
+    return sizes(LLAMA_8B)
 
 
 def make(
