@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lite_align.data.forest import Segment, apart, batch, grow, order, pack, upload
+from lite_align.data.forest import Segment, apart, batch, grow, order, pack, shared, single, upload
 from lite_align.data.types import Leaf, Rendered, Tree
 
 # Few tokens, so that common prefixes are frequent and of every length.
@@ -286,3 +286,74 @@ def test_an_upload_goes_through_pinned_memory_on_cuda_alone():
         tensor = Recorded()
         upload(tensor, torch.device(device))
         assert tensor.calls == calls
+
+
+def test_a_single_sequence_has_its_prompt_as_root():
+    tree = single(3, rendered("abCdE"))
+    assert (tree.key, letters(torch.tensor(tree.root)), tree.root_trained) == (3, "ab", (False, False))
+    assert [(letters(torch.tensor(leaf.ids)), leaf.trained) for leaf in tree.leaves] == [
+        ("cde", (True, False, True))
+    ]
+    with pytest.raises(ValueError, match="cannot be trained"):
+        single(0, rendered("Ab"))
+    with pytest.raises(ValueError, match="index"):
+        single(0, rendered("ab"))
+
+
+def whole(tree: Tree, leaf: Leaf) -> Rendered:
+    return Rendered(tree.root + leaf.ids, tree.root_trained + leaf.trained)
+
+
+def test_what_begins_alike_is_put_together_where_it_saves_most():
+    rows = ["sysQ1a", "sysQ2b", "other", "sysQ1c", "oX"]
+    trees = [single(n, rendered(row[:-1].lower() + row[-1].upper())) for n, row in enumerate(rows)]
+    found = shared(trees, 100, shortest=3)
+    assert {tuple(sorted(members)) for _, members in found} == {(0, 1, 3), (2,), (4,)}
+    (tree,) = [tree for tree, members in found if len(members) == 3]
+    assert letters(torch.tensor(tree.root)) == "sysq"
+    # Two of the three fit the budget: those that have most in common.
+    narrow = shared(trees, 8, shortest=3)
+    assert {tuple(sorted(members)) for _, members in narrow} == {(0, 3), (1,), (2,), (4,)}
+    assert len(shared(trees, 100, shortest=6)) == 5
+
+
+@settings(max_examples=200)
+@given(
+    rows=st.lists(sequences(), min_size=1, max_size=4), budget=st.integers(1, 60), shortest=st.integers(1, 4)
+)
+def test_sharing_keeps_every_sequence_and_never_costs_tokens(rows, budget, shortest):
+    flat = [one for group in rows for one in group if True in one.trained]
+    trees = [single(number, one) for number, one in enumerate(flat)]
+    found = shared(trees, budget, shortest=shortest)
+    members = [row for _, rows_of in found for row in rows_of]
+    assert sorted(members) == list(range(len(trees)))
+    for tree, rows_of in found:
+        assert [whole(tree, leaf) for leaf in tree.leaves] == [flat[row] for row in rows_of]
+        assert len(tree.leaves) == 1 or (tree.tokens <= budget and len(tree.root) >= shortest)
+    assert sum(tree.tokens for tree, _ in found) <= sum(tree.tokens for tree in trees)
+
+
+@settings(max_examples=100)
+@given(rows=st.lists(sequences(), min_size=1, max_size=2), budget=st.integers(5, 40))
+def test_no_other_way_to_share_saves_more(rows, budget):
+    """Brute force over all partitions of up to 6 sequences."""
+    flat = [one for group in rows for one in group if True in one.trained][:6]
+    trees = [single(number, one) for number, one in enumerate(flat)]
+
+    def partitions(left: list[int]):
+        if not left:
+            yield []
+            return
+        first, *rest = left
+        for smaller in partitions(rest):
+            yield [[first], *smaller]
+            for number, part in enumerate(smaller):
+                yield [*smaller[:number], [first, *part], *smaller[number + 1 :]]
+
+    def cost(part: list[int]) -> float:
+        tree = grow(0, [flat[row] for row in part])
+        allowed = len(part) == 1 or (tree.tokens <= budget and len(tree.root) >= 1)
+        return tree.tokens if allowed else float("inf")
+
+    best = min(sum(map(cost, parts)) for parts in partitions(list(range(len(flat)))))
+    assert sum(tree.tokens for tree, _ in shared(trees, budget, shortest=1)) == best
