@@ -76,7 +76,9 @@ def test_a_prompt_with_too_many_tokens_is_split_between_pairs():
     assert [len(each.comparisons) for each in alone] == [1, 1, 1], "a single pair always fits"
 
 
-@given(st.lists(st.tuples(*[st.integers(0, 2)] * 2, *[st.integers(5, 8)] * 2), max_size=12), st.integers(1, 40))
+@given(
+    st.lists(st.tuples(*[st.integers(0, 2)] * 2, *[st.integers(5, 8)] * 2), max_size=12), st.integers(1, 40)
+)
 def test_every_pair_is_kept_with_its_own_answers(drawn, most_tokens):
     drawn = [(p, q, a, b) for p, q, a, b in drawn if a != b]
     examples = [example(n, (1, p, q), (a,) * (a - 4), (b,) * (b - 4)) for n, (p, q, a, b) in enumerate(drawn)]
@@ -86,6 +88,7 @@ def test_every_pair_is_kept_with_its_own_answers(drawn, most_tokens):
         for c in each.comparisons
     ]
     expected = [
-        (pair.source.line, *(up_to_score(whole(tree, leaf)).ids for leaf in (0, 1))) for pair, tree in examples
+        (pair.source.line, *(up_to_score(whole(tree, leaf)).ids for leaf in (0, 1)))
+        for pair, tree in examples
     ]
     assert sorted(kept) == sorted(expected)

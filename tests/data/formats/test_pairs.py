@@ -327,7 +327,10 @@ RATED_ROW = {
     "category": "greeting",
     "completions": [{"response": text, "overall_score": score} for text, score in RATED],
 }
-RANKED_ROW = {"prompt": "Hi", "answers": [{"answer": t, "rank": r} for t, r in (("A", 3), ("B", 1), ("C", 2))]}
+RANKED_ROW = {
+    "prompt": "Hi",
+    "answers": [{"answer": t, "rank": r} for t, r in (("A", 3), ("B", 1), ("C", 2))],
+}
 
 
 def compared(rows) -> list[tuple[str, str, float | None]]:
