@@ -175,8 +175,8 @@ def shared(
 ) -> list[tuple[Tree, tuple[int, ...]]]:
     """Put trees of one leaf that begin alike into trees with several leaves, so that as few tokens as possible stay.
 
-    In lexical order trees that belong together are neighbours, so the best way to cut the order into stretches is
-    found by dynamic programming. The result depends on nothing but the arguments.
+    In lexical order trees that begin alike are neighbours; the best way to cut that order into stretches is found by
+    dynamic programming. The result depends on nothing but the arguments.
 
     Args:
         trees: N trees of one leaf each.

@@ -334,26 +334,27 @@ def test_sharing_keeps_every_sequence_and_never_costs_tokens(rows, budget, short
 
 
 @settings(max_examples=100)
-@given(rows=st.lists(sequences(), min_size=1, max_size=2), budget=st.integers(5, 40))
-def test_no_other_way_to_share_saves_more(rows, budget):
-    """Brute force over all partitions of up to 6 sequences."""
-    flat = [one for group in rows for one in group if True in one.trained][:6]
-    trees = [single(number, one) for number, one in enumerate(flat)]
+@given(rows=st.lists(sequences(), min_size=1, max_size=3), budget=st.integers(5, 40))
+def test_no_other_cut_of_the_lexical_order_saves_more(rows, budget):
+    """Brute force over all ways to cut up to 8 sequences in order into stretches."""
+    flat = [one for group in rows for one in group if True in one.trained][:8]
+    flat.sort(key=lambda one: list(zip(one.ids, one.trained)))
 
-    def partitions(left: list[int]):
-        if not left:
+    def cuts(start: int):
+        if start == len(flat):
             yield []
-            return
-        first, *rest = left
-        for smaller in partitions(rest):
-            yield [[first], *smaller]
-            for number, part in enumerate(smaller):
-                yield [*smaller[:number], [first, *part], *smaller[number + 1 :]]
+        for stop in range(start + 1, len(flat) + 1):
+            for rest in cuts(stop):
+                yield [(start, stop), *rest]
 
-    def cost(part: list[int]) -> float:
-        tree = grow(0, [flat[row] for row in part])
-        allowed = len(part) == 1 or (tree.tokens <= budget and len(tree.root) >= 1)
+    def cost(start: int, stop: int) -> float:
+        tree = grow(0, flat[start:stop])
+        allowed = stop - start == 1 or (tree.tokens <= budget and len(tree.root) >= 1)
         return tree.tokens if allowed else float("inf")
 
-    best = min(sum(map(cost, parts)) for parts in partitions(list(range(len(flat)))))
-    assert sum(tree.tokens for tree, _ in shared(trees, budget, shortest=1)) == best
+    best = min(sum(cost(*stretch) for stretch in parts) for parts in cuts(0))
+    trees = [single(number, one) for number, one in enumerate(flat)]
+    found = shared(trees, budget, shortest=1)
+    assert (
+        sum(tree.tokens if len(tree.leaves) > 1 else len(flat[rows[0]].ids) for tree, rows in found) == best
+    )
