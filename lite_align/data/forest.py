@@ -157,6 +157,12 @@ def grow(key: int, sequences: Sequence[Rendered]) -> Tree:
     return Tree(key, first.ids[:size], first.trained[:size], leaves)
 
 
+def whole(tree: Tree, leaf: int) -> Rendered:
+    """Root and one leaf of a tree as the sequence that they were grown from."""
+    answer = tree.leaves[leaf]
+    return Rendered(tree.root + answer.ids, tree.root_trained + answer.trained)
+
+
 def single(key: int, sequence: Rendered) -> Tree:
     """Make a tree of one sequence: the root is what stands before the first trained token.
 
@@ -185,7 +191,7 @@ def shared(
 
     Returns each new tree (its key is that of its first leaf) with the indices of the trees that its leaves were.
     """
-    sequences = [_whole(tree) for tree in trees]
+    sequences = [whole(tree, 0) for tree in trees]
     columns = [tuple(zip(one.ids, one.trained, strict=True)) for one in sequences]
     order = sorted(range(len(trees)), key=lambda index: (columns[index], index))
     alike = [_alike(columns[a], columns[b]) for a, b in zip(order, order[1:])]
@@ -216,11 +222,6 @@ def shared(
         )
         for rows in reversed(stretches)
     ]
-
-
-def _whole(tree: Tree) -> Rendered:
-    (leaf,) = tree.leaves
-    return Rendered(tree.root + leaf.ids, tree.root_trained + leaf.trained)
 
 
 def _alike(one: Sequence[object], other: Sequence[object]) -> int:

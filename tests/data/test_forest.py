@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lite_align.data.forest import Segment, apart, batch, grow, order, pack, shared, single, upload
+from lite_align.data.forest import Segment, apart, batch, grow, order, pack, shared, single, upload, whole
 from lite_align.data.types import Leaf, Rendered, Tree
 
 # Few tokens, so that common prefixes are frequent and of every length.
@@ -300,10 +300,6 @@ def test_a_single_sequence_has_its_prompt_as_root():
         single(0, rendered("ab"))
 
 
-def whole(tree: Tree, leaf: Leaf) -> Rendered:
-    return Rendered(tree.root + leaf.ids, tree.root_trained + leaf.trained)
-
-
 def test_what_begins_alike_is_put_together_where_it_saves_most():
     rows = ["sysQ1a", "sysQ2b", "other", "sysQ1c", "oX"]
     trees = [single(n, rendered(row[:-1].lower() + row[-1].upper())) for n, row in enumerate(rows)]
@@ -328,7 +324,7 @@ def test_sharing_keeps_every_sequence_and_never_costs_tokens(rows, budget, short
     members = [row for _, rows_of in found for row in rows_of]
     assert sorted(members) == list(range(len(trees)))
     for tree, rows_of in found:
-        assert [whole(tree, leaf) for leaf in tree.leaves] == [flat[row] for row in rows_of]
+        assert [whole(tree, leaf) for leaf in range(len(tree.leaves))] == [flat[row] for row in rows_of]
         assert len(tree.leaves) == 1 or (tree.tokens <= budget and len(tree.root) >= shortest)
     assert sum(tree.tokens for tree, _ in found) <= sum(tree.tokens for tree in trees)
 
