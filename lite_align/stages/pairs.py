@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lite_align.data import formats, lint, sources, split
 from lite_align.data.types import Pair, Tree
 from lite_align.errors import DataError
-from lite_align.recipe import DataOptions
+from lite_align.recipe import DataOptions, PairDataOptions
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,13 @@ def read_pairs(options: DataOptions, path: str, *, every_pair: bool = False) -> 
         DataError: rows that cannot be read or converted, all of them at once.
     """
     table = sources.read(path, skip_bad=options.skip_bad)
-    detection = formats.detect(table, wanted="pair", format=options.format, mapping=options.map)
+    detection = formats.detect(
+        table,
+        wanted="pair",
+        format=options.format,
+        mapping=options.map,
+        pair_thumbs=isinstance(options, PairDataOptions) and options.pair_thumbs,
+    )
     rows = formats.convert(table, detection, mapping=options.map, every_pair=every_pair)
     checked = lint.lint_pairs([row for row in rows if isinstance(row, Pair)])
     return ReadPairs(table, detection, checked.kept, checked.dropped, checked.warnings)
