@@ -119,6 +119,11 @@ class Batch:
         sizes = [segment.keys for segment in self.segments]
         return list(self.kv_index.split(sizes)[: len(self.lengths)])
 
+    def leaf_ends(self) -> Tensor:
+        """Return the row position of each leaf's last token: (L,) int64 on the device of the batch."""
+        ends = [segment.stop - 1 for segment in self.segments[: len(self.lengths)]]
+        return upload(torch.tensor(ends, dtype=torch.int64), self.input_ids.device)
+
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Copy a tensor of the host to a device, without waiting for what the device is doing."""

@@ -1,20 +1,21 @@
-"""One frozen base, many roles: POLICY and REFERENCE are the same weights seen with and without an adapter.
+"""One frozen base, many roles: every model that alignment needs is the same weights seen through an adapter.
 
 Shape letters: T tokens in a row, M trained tokens, L leaves, H hidden.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from lite_align.errors import ModelError
-from lite_align.model import attention, lora
+from lite_align.model import attention, lora, scalar_head
 from lite_align.model import generate as generation
 from lite_align.model.blocks import Blocks
 from lite_align.model.kernels import BatchLike
@@ -29,10 +30,20 @@ SHARING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 class Role(StrEnum):
-    """What the base is seen as."""
+    """What the base is seen as.
+
+    POLICY and REWARD are adapters, REWARD with a scalar head. BASE is no adapter at all. REFERENCE is the base, or
+    the frozen twin of the adapter that a stage started from.
+    """
 
     POLICY = "policy"
     REFERENCE = "reference"
+    REWARD = "reward"
+    BASE = "base"
+
+
+WITH_HEAD = frozenset({Role.REWARD})
+"""Roles that score a sequence; their head is kept outside PEFT (peft's modules_to_save does not survive adapters)."""
 
 
 class ForestBatch(BatchLike, Protocol):
@@ -61,9 +72,23 @@ class ForestBatch(BatchLike, Protocol):
         """Row positions of each leaf's whole sequence, root first."""
         ...
 
+    def leaf_ends(self) -> Tensor:
+        """(L,) int64, the row position of each leaf's last token."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A role's adapter: its name in PEFT's layers, its shape, PEFT's configuration of it, and its scalar head."""
+
+    name: str
+    options: LoraOptions
+    config: LoraConfig
+    head: nn.Parameter | None = None
+
 
 class Backbone:
-    """A frozen base with a trainable POLICY adapter and a REFERENCE that never moves.
+    """A frozen base with one trainable adapter and further roles that never move.
 
     The adapter starts at B = 0, so POLICY equals REFERENCE until the first update. The model stays in train mode
     (without dropout both modes are the same), except while it generates.
@@ -71,8 +96,9 @@ class Backbone:
     Args:
         loaded: the base; adapters are injected into it, so it belongs to this backbone from now on.
         options: shape of the adapter.
-        seed: of the adapter's A matrices.
+        seed: of the adapter's A matrices, and of the scalar head if the role has one.
         speed: which shortcuts are taken; `compile` is no where it is `auto`.
+        role: that is trained.
 
     Attributes:
         loaded: the base with its tokenizer, name and identity.
@@ -86,37 +112,56 @@ class Backbone:
     """
 
     def __init__(
-        self, loaded: Loaded, options: LoraOptions, *, seed: int, speed: SpeedOptions = _AS_IS
+        self,
+        loaded: Loaded,
+        options: LoraOptions,
+        *,
+        seed: int,
+        speed: SpeedOptions = _AS_IS,
+        role: Role = Role.POLICY,
     ) -> None:
         self.loaded = loaded
         self.model = loaded.model
         self.notes = list(loaded.notes)
         self.dtype = loaded.dtype
         self.device = loaded.device
-        self.options = options
         self.speed = speed
-        self.targets = lora.find_targets(self.model, options, loaded.quirk.targets)
+        self.trained = role
         self.kernel = attention.choose(self.model.config, self.device, self.dtype)
         self.shares_prefixes = self._probe_sharing()
-        self.config = self._attach(Role.POLICY, seed)
-        self._adapters: dict[Role, str | None] = {Role.POLICY: Role.POLICY.value, Role.REFERENCE: None}
-        self._layers = lora.layers(self.model)
-        self._switch(Role.POLICY)
+        self._adapters: dict[Role, Adapter | None] = {Role.BASE: None, Role.REFERENCE: None}
+        self._role = Role.BASE
+        self._attach(role, options, seed)
+        self._switch(role)
         self.head = choose_head(self.model, frozen=speed.frozen_head)
         self.blocks = Blocks(self.model, self._contexts, random=options.dropout > 0)
         if speed.compile == "on":
             self.blocks.compile()
 
-    def _attach(self, role: Role, seed: int) -> Any:
-        return lora.attach(
+    def _attach(self, role: Role, options: LoraOptions, seed: int) -> None:
+        targets = lora.find_targets(self.model, options, self.loaded.quirk.targets)
+        config = lora.attach(
             self.model,
             role.value,
-            self.targets,
-            self.options,
+            targets,
+            options,
             base_name=self.loaded.name,
             seed=seed,
             fused=self.speed.fused_lora,
         )
+        head = None
+        if role in WITH_HEAD:
+            size = self.model.config.get_text_config().hidden_size
+            head = scalar_head.create(size, seed=seed, device=self.device)
+        self._adapters[role] = Adapter(role.value, options, config, head)
+        self._layers = lora.layers(self.model)
+
+    def add(self, role: Role, options: LoraOptions) -> None:
+        """Give a further role an adapter of its own shape; it is frozen. `load_adapter` or a copy fills it."""
+        self._attach(role, options, 0)
+        for _, parameter in self.parameters(role):
+            parameter.requires_grad_(False)
+        self._switch(self._role)
 
     def _probe_sharing(self) -> bool:
         sharing = attention.can_share(self.model.config)
@@ -161,20 +206,21 @@ class Backbone:
         for layer in self._layers:
             layer._disable_adapters = adapter is None
             if adapter is not None:
-                layer._active_adapter = [adapter]
+                layer._active_adapter = [adapter.name]
         self._role = role
 
     def fix_reference(self, kind: Literal["base", "adapter"]) -> None:
-        """Say what REFERENCE is: the base, or a frozen twin of the POLICY adapter as it is now."""
+        """Say what REFERENCE is: the base, or a frozen twin of the trained adapter as it is now."""
         if kind == "base":
             self._adapters[Role.REFERENCE] = None
-        else:
-            if not lora.parameters(self.model, Role.REFERENCE.value):
-                self._attach(Role.REFERENCE, 0)
-            for _, parameter in lora.parameters(self.model, Role.REFERENCE.value):
-                parameter.requires_grad_(False)
-            lora.set_tensors(self.model, Role.REFERENCE.value, self.adapter_tensors(Role.POLICY))
-            self._adapters[Role.REFERENCE] = Role.REFERENCE.value
+            self._switch(self._role)
+            return
+        trained = self._adapter(self.trained)
+        if not lora.parameters(self.model, Role.REFERENCE.value):
+            self.add(Role.REFERENCE, trained.options)
+        elif self._adapters[Role.REFERENCE] is None:
+            self._adapters[Role.REFERENCE] = replace(trained, name=Role.REFERENCE.value, head=None)
+        lora.set_tensors(self.model, Role.REFERENCE.value, lora.tensors(self.model, trained.name))
         self._switch(self._role)
 
     def recompute(self, blocks: int) -> None:
@@ -223,6 +269,13 @@ class Backbone:
         """Log-prob of every leaf's trained tokens together: (L,) fp32."""
         return batch.leaf_sum(self.token_logps(batch))
 
+    def scores(self, batch: ForestBatch) -> Tensor:
+        """Score of every leaf, read at its last token: (L,) fp32; the current role must have a scalar head."""
+        head = self._adapter(self._role).head
+        if head is None:
+            raise ValueError(f"{self._role} has no scalar head")
+        return self.hidden(batch).index_select(0, batch.leaf_ends()).float() @ head
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -248,61 +301,83 @@ class Backbone:
 
     # Adapters.
 
-    def _adapter(self, role: Role) -> str:
-        adapter = self._adapters[role]
+    def _adapter(self, role: Role) -> "Adapter":
+        adapter = self._adapters.get(role)
         if adapter is None:
             raise ValueError(f"{role} is the base itself and has no adapter")
         return adapter
 
+    def has(self, role: Role) -> bool:
+        """Whether a role has an adapter of its own."""
+        return self._adapters.get(role) is not None
+
     def parameters(self, role: Role) -> list[tuple[str, nn.Parameter]]:
-        """Weights of a role's adapter with their names in PEFT's file; none if the role is the base."""
+        """Weights of a role's adapter with their names in PEFT's file, then its head; none if it is the base."""
         adapter = self._adapters[role]
-        return [] if adapter is None else lora.parameters(self.model, adapter)
+        if adapter is None:
+            return []
+        named = lora.parameters(self.model, adapter.name)
+        return named if adapter.head is None else [*named, (scalar_head.NAME, adapter.head)]
 
     def adapter_tensors(self, role: Role) -> dict[str, Tensor]:
-        """Copies of a role's adapter on the CPU."""
-        return lora.tensors(self.model, self._adapter(role))
+        """Copies of a role's adapter, and of its head, on the CPU."""
+        self._adapter(role)
+        return {name: value.detach().cpu().clone() for name, value in self.parameters(role)}
 
     def set_adapter_tensors(self, role: Role, values: Mapping[str, Tensor]) -> None:
         """Put an adapter's weights in place; ModelError if names or shapes are not exactly the role's own."""
-        lora.set_tensors(self.model, self._adapter(role), values)
+        adapter = self._adapter(role)
+        if adapter.head is not None:
+            scalar_head.check(values, adapter.head)
+        lora.set_tensors(self.model, adapter.name, {k: v for k, v in values.items() if k != scalar_head.NAME})
+        if adapter.head is not None:
+            adapter.head.data.copy_(values[scalar_head.NAME])
 
     def save_adapter(self, role: Role, folder: Path) -> None:
-        """Write a role's adapter in PEFT's format, loadable by PEFT alone."""
-        lora.save_adapter(self.model, self._adapter(role), self.config, folder)
+        """Write a role's adapter in PEFT's format, loadable by PEFT alone, with its head beside it."""
+        adapter = self._adapter(role)
+        lora.save_adapter(self.model, adapter.name, adapter.config, folder)
+        if adapter.head is not None:
+            scalar_head.save_head(adapter.head, folder)
 
     def load_adapter(self, role: Role, folder: Path) -> None:
-        """Read an adapter into a role.
+        """Read an adapter, and the head of a role that has one, into a role.
 
         Raises:
-            ModelError: it cannot be read, or has other layers, another rank or another scale.
+            ModelError: it cannot be read, or has other layers, another rank, another scale or another head.
         """
+        own = self._adapter(role)
         config, values = lora.read_adapter(folder)
-        scale = config["lora_alpha"] / config["r"]
-        if scale != self.config.lora_alpha / self.config.r:
+        scale, ours = lora.scale(config), lora.scale(own.config.to_dict())
+        if scale != ours:
             raise ModelError(
-                f"{folder} has the scale {scale:g} (lora_alpha / r), the recipe "
-                f"{self.config.lora_alpha / self.config.r:g}.",
+                f"{folder} has the scale {scale:g} (lora_alpha / r), the recipe {ours:g}.",
                 remedy=f"Set lora.rank={config['r']} and lora.alpha={config['lora_alpha']}.",
             )
+        if own.head is not None:
+            values[scalar_head.NAME] = scalar_head.read(folder)
         self.set_adapter_tensors(role, values)
 
     # Identity.
 
     def reference_identity(self) -> dict[str, str]:
         """Everything that reference log-probs depend on besides token ids."""
-        adapter = self._adapters[Role.REFERENCE]
-        name = "none" if adapter is None else self._adapter_sha256(adapter)
+        name = self.adapter_sha256(Role.REFERENCE) if self.has(Role.REFERENCE) else "none"
         shared = "shared" if self.shares_prefixes else "alone"
         return {**self.loaded.identity, "reference": name, "kernel": f"{self.kernel.kind}, prompts {shared}"}
 
-    def _adapter_sha256(self, adapter: str) -> str:
-        digest = hashlib.sha256(f"{self.config.lora_alpha / self.config.r}\n".encode())
-        for name, value in lora.tensors(self.model, adapter).items():
-            digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.contiguous().numpy().data)
-        return digest.hexdigest()
+    def adapter_sha256(self, role: Role) -> str:
+        """Sha256 over the scale, names, shapes and weights of a role's adapter and head: see `lora.digest`."""
+        return lora.digest(self._adapter(role).config.to_dict(), self.adapter_tensors(role))
 
     def base_sha256(self) -> str:
         """Sha256 over the base's weights in memory: equal before and after training, or the reference moved."""
         return weights_sha256(self.model)
+
+
+def adapter_digest(folder: Path) -> str:
+    """`Backbone.adapter_sha256` of an adapter folder, without its base; ModelError if it cannot be read."""
+    config, values = lora.read_adapter(folder)
+    if (folder / scalar_head.FILE).exists():
+        values[scalar_head.NAME] = scalar_head.read(folder)
+    return lora.digest(config, values)

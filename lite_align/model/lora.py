@@ -3,6 +3,7 @@
 Source: arXiv 2106.09685 (LoRA), eq. 3: h = W x + (alpha / r) B A x, with B = 0 at the start.
 """
 
+import hashlib
 import json
 import types
 import warnings
@@ -27,14 +28,20 @@ PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model's modules."""
 
 
-def block_linears(model: PreTrainedModel) -> list[str]:
-    """Names of all linear layers inside the decoder blocks (so not the embedding and not the head)."""
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+def linears(model: nn.Module) -> list[str]:
+    """Names of all linear layers, adapted ones by their own name and not by those of their parts."""
+    adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LoraLayer))
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(name.startswith(f"{blocks}.") for blocks in lists)
+        if isinstance(module, LoraLayer) or (isinstance(module, nn.Linear) and not name.startswith(adapted))
     ]
+
+
+def block_linears(model: PreTrainedModel) -> list[str]:
+    """Names of all linear layers inside the decoder blocks (so not the embedding and not the head)."""
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    return [name for name in linears(model) if any(name.startswith(f"{blocks}.") for blocks in lists)]
 
 
 def find_targets(model: PreTrainedModel, options: LoraOptions, usual: Sequence[str] = ()) -> list[str]:
@@ -55,12 +62,12 @@ def find_targets(model: PreTrainedModel, options: LoraOptions, usual: Sequence[s
         found = present & set(usual or PROJECTIONS)
     else:
         found = set(options.targets)
-        linears = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        missing = sorted(found - linears)
+        known = {name.rpartition(".")[2] for name in linears(model)}
+        missing = sorted(found - known)
         if missing:
             raise ModelError(
                 f"lora.targets: the model has no linear layer {', '.join(missing)}.",
-                details=[f"it has {', '.join(sorted(linears))}"],
+                details=[f"it has {', '.join(sorted(known))}"],
                 remedy="Correct the names, or set lora.targets=auto for all of them.",
             )
     if not found:
@@ -216,6 +223,20 @@ def save_adapter(model: nn.Module, adapter: str, config: LoraConfig, folder: Pat
             content[key] = sorted(value)
     content["inference_mode"] = True
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def scale(config: Mapping[str, Any]) -> float:
+    """The factor of B A x in an adapter configuration: alpha / r."""
+    return float(config["lora_alpha"] / config["r"])
+
+
+def digest(config: Mapping[str, Any], values: Mapping[str, Tensor]) -> str:
+    """Sha256 over the scale of an adapter and the names, shapes and values of its weights."""
+    sha = hashlib.sha256(f"{scale(config)}\n".encode())
+    for name, value in sorted(values.items()):
+        sha.update(f"{name} {tuple(value.shape)}\n".encode())
+        sha.update(value.detach().cpu().contiguous().float().numpy().data)
+    return sha.hexdigest()
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

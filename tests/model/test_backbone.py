@@ -10,13 +10,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from lite_align.data import forest
 from lite_align.data.types import Rendered
 from lite_align.errors import ModelError
 from lite_align.model import attention
-from lite_align.model.backbone import Backbone, Role
+from lite_align.model.backbone import Backbone, Role, adapter_digest
 from lite_align.model.load import load_model
 from lite_align.model.logps import OwnHead
 from lite_align.recipe import LoraOptions, ModelOptions
@@ -40,10 +41,10 @@ def backbone(
     return it
 
 
-def move(it: Backbone, seed: int) -> None:
+def move(it: Backbone, seed: int, role: Role = Role.POLICY) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, parameter in it.parameters(Role.POLICY):
+        for _, parameter in it.parameters(role):
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
 
 
@@ -101,7 +102,7 @@ def test_policy_starts_as_the_reference(tiny_llama: Path, quantization: str):
     assert torch.equal(policy, reference)
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", [Role.POLICY, Role.REFERENCE, Role.BASE])
 def test_log_probs_equal_separate_rows(tiny_llama: Path, role: Role):
     it = backbone(tiny_llama)
     rows = [row for tree in ROWS for row in tree]
@@ -147,7 +148,9 @@ def shared(tiny_llama: Path) -> Backbone:
     """A backbone with a REFERENCE adapter that differs from POLICY, for tests that change nothing."""
     it = backbone(tiny_llama)
     it.fix_reference("adapter")
+    it.add(Role.REWARD, LoraOptions(rank=2, alpha=2.0, targets=("q_proj", "up_proj")))
     move(it, 2)
+    move(it, 3, Role.REWARD)
     return it
 
 
@@ -172,7 +175,7 @@ def test_any_order_of_roles_restores_everything(shared: Backbone, steps: list):
     for role in Role:
         with it.role(role):
             expected[role] = look()
-    assert not torch.equal(expected[Role.POLICY], expected[Role.REFERENCE])
+    assert len({value.numpy().tobytes() for value in expected.values()}) == len(Role)
     before = (flags(it), modes(it))
 
     def walk(step) -> None:
@@ -415,3 +418,82 @@ def test_the_probe_catches_what_the_configuration_hides(
     it = backbone(tiny_llama)
     assert "differently than alone" in it.notes[0]
     assert torch.allclose(it.leaf_logps(BATCH), alone(it, [row for tree in ROWS for row in tree]), atol=1e-4)
+
+
+# A role that scores.
+
+
+def scorer(folder: Path, quantization: str = "none", *, seed: int = 0) -> Backbone:
+    options = ModelOptions.model_validate({"name": str(folder), "quantization": quantization})
+    return Backbone(load_model(options, device="cpu"), SHAPE, seed=seed, role=Role.REWARD)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_scores_are_read_at_the_last_token_of_each_answer(tiny_llama: Path, quantization: str):
+    it = scorer(tiny_llama, quantization)
+    move(it, 1, Role.REWARD)
+    head = dict(it.parameters(Role.REWARD))["score.weight"]
+    rows = [row for tree in ROWS for row in tree]
+
+    def alone(row: Rendered) -> torch.Tensor:
+        ids = torch.tensor([row.ids])
+        return it.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1].float() @ head
+
+    packed, separate = it.scores(BATCH), torch.stack([alone(row) for row in rows])
+    assert torch.allclose(packed, separate, atol=1e-4)
+    packed.square().sum().backward()
+    ours = {name: value.grad.clone() for name, value in it.parameters(Role.REWARD) if value.grad is not None}
+    assert len(ours) == 2 * 7 * 2 + 1
+    it.model.zero_grad()
+    head.grad = None
+    separate.square().sum().backward()
+    assert_close(ours, {n: p.grad.clone() for n, p in it.parameters(Role.REWARD) if p.grad is not None}, 1e-4)
+
+
+def test_a_saved_reward_role_scores_alike_with_another_seed(tiny_llama: Path, tmp_path: Path):
+    it, other = scorer(tiny_llama, "nf4"), scorer(tiny_llama, "nf4", seed=7)
+    move(it, 1, Role.REWARD)
+    with torch.no_grad():
+        expected = it.scores(BATCH)
+        assert not torch.equal(other.scores(BATCH), expected)
+        it.save_adapter(Role.REWARD, tmp_path)
+        other.load_adapter(Role.REWARD, tmp_path)
+        assert torch.equal(other.scores(BATCH), expected)
+    assert it.adapter_sha256(Role.REWARD) == other.adapter_sha256(Role.REWARD)
+    assert adapter_digest(tmp_path) == it.adapter_sha256(Role.REWARD)
+
+
+def test_a_head_that_does_not_fit_is_refused(tiny_llama: Path, tmp_path: Path):
+    it = scorer(tiny_llama)
+    it.save_adapter(Role.REWARD, tmp_path)
+    before = it.adapter_tensors(Role.REWARD)
+    for values, told in (
+        ({"score.weight": torch.zeros(3)}, "shape"),
+        ({"score.weight": torch.full_like(before["score.weight"], float("nan"))}, "not finite"),
+        ({"other": torch.zeros(3)}, "not score.weight"),
+    ):
+        save_file(values, tmp_path / "head.safetensors")
+        with pytest.raises(ModelError, match=told):
+            it.load_adapter(Role.REWARD, tmp_path)
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(ModelError, match="no scalar head"):
+        it.load_adapter(Role.REWARD, tmp_path)
+    after = it.adapter_tensors(Role.REWARD)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    with it.role(Role.BASE), pytest.raises(ValueError, match="base"):
+        it.scores(BATCH)
+
+
+def test_further_roles_change_nothing_of_the_trained_one(tiny_llama: Path):
+    it = backbone(tiny_llama)
+    before = it.leaf_logps(BATCH)
+    before.mean().backward()
+    expected, digest = gradients(it), it.adapter_sha256(Role.POLICY)
+    it.add(Role.REWARD, LoraOptions(rank=8, alpha=8.0))
+    assert it.current_role is Role.POLICY
+    after = it.leaf_logps(BATCH)
+    assert torch.equal(after, before)
+    after.mean().backward()
+    assert_close(gradients(it), expected, 0.0)
+    assert it.adapter_sha256(Role.POLICY) == digest
+    assert not any(parameter.requires_grad for _, parameter in it.parameters(Role.REWARD))
