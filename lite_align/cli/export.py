@@ -23,7 +23,9 @@ def export(
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option("--dtype", metavar="NAME", help="Merged weights: float32, bfloat16 or auto (as the run)."),
+        typer.Option(
+            "--dtype", metavar="NAME", help="Merged weights: float32, bfloat16 or auto (as the run)."
+        ),
     ] = "auto",
     quiet: options.Quiet = False,
     debug: options.Debug = False,

@@ -55,7 +55,8 @@ def _title(run: FinishedRun, kind: Kind, base: Base) -> str:
         Kind.OLLAMA: "A LoRA adapter merged for Ollama into",
         Kind.GGUF: "A LoRA adapter merged and converted to GGUF from",
     }[kind]
-    return f"# {_plain(run.folder.resolve().name)}\n\n{what} {_code(base.name)}, trained with lite-align {__version__} ({run.stage})."
+    title = f"# {_plain(run.folder.resolve().name)}"
+    return f"{title}\n\n{what} {_code(base.name)}, trained with lite-align {__version__} ({run.stage})."
 
 
 def _training(run: FinishedRun, base: Base) -> str:
@@ -72,7 +73,8 @@ def _training(run: FinishedRun, base: Base) -> str:
     if "loss" in recipe:
         lines.append(f"Loss {recipe['loss'].get('name')}, beta {recipe['loss'].get('beta')}")
     if data.get("name"):
-        lines.append(f"Data: {_code(str(data['name']))}, {data.get('kept')} rows used")
+        # The last part alone: a path may tell whose machine it was.
+        lines.append(f"Data: {_code(str(data['name']).rpartition('/')[2])}, {data.get('kept')} rows used")
     return _list("Training", lines)
 
 

@@ -1,4 +1,4 @@
-"""What travels with the weights: tokenizer, chat template, config.json, and a generation config with every stop token."""
+"""What travels with the weights: tokenizer, chat template, config.json, generation config with all stop tokens."""
 
 import json
 from collections.abc import Collection

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lite_align.errors import ModelError
+from lite_align.model import lora
 from lite_align.model.backbone import Backbone
 from lite_align.model.folder import weight_files
-from lite_align.model.lora import PREFIX, read_adapter
 from lite_align.train import files
 
 INDEX = "model.safetensors.index.json"
@@ -73,7 +73,7 @@ class Entry:
         """The values as they stand in the file."""
         tensor = self.read().to("cpu", self.dtype).contiguous()
         assert tuple(tensor.shape) == self.shape, self.name
-        return memoryview(tensor.flatten().view(torch.uint8).numpy())
+        return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def updates(adapter: Path) -> dict[str, Update]:
@@ -82,12 +82,14 @@ def updates(adapter: Path) -> dict[str, Update]:
     Raises:
         ModelError: the adapter cannot be read or is no plain LoRA adapter.
     """
-    config, tensors = read_adapter(adapter)
-    scale = config["lora_alpha"] / config["r"]
-    modules = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}
+    config, tensors = lora.read_adapter(adapter)
+    scale = lora.scale(config)
+    modules = {name.removeprefix(lora.PREFIX).rpartition(".lora_")[0] for name in tensors}
     return {
         module: Update(
-            tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"], scale
+            tensors[f"{lora.PREFIX}{module}.lora_A.weight"],
+            tensors[f"{lora.PREFIX}{module}.lora_B.weight"],
+            scale,
         )
         for module in sorted(modules)
     }

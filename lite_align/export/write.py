@@ -69,7 +69,7 @@ def export(run_dir: Path, kind: Kind, view: View, *, out: Path | None = None, dt
         LiteAlignError: what was written is not the model of the run; it is deleted again.
     """
     run = read_finished(run_dir)
-    if kind is not Kind.ADAPTER:
+    if kind is not Kind.ADAPTER or not run.has_adapter(Role.REWARD):
         require_policy(run, f"to export as {kind}")
     target = out or run.folder / "export" / kind.value
     _require_unused(target)
@@ -91,6 +91,7 @@ def _require_unused(target: Path) -> None:
 def _whole(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place at the end, or is deleted if anything goes wrong."""
     part = target.parent / f".{target.name}.part-{os.getpid()}"
+    new_parent = not target.parent.exists()
     with files.explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         files.make_folder(part)
@@ -101,6 +102,8 @@ def _whole(target: Path) -> Iterator[Path]:
             files.rename_folder(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+            if new_parent and not any(target.parent.iterdir()):
+                target.parent.rmdir()
 
 
 # What can be written.
@@ -109,12 +112,9 @@ def _whole(target: Path) -> Iterator[Path]:
 def write_adapter(job: Job) -> None:
     """The adapter in PEFT's format, with the base's name and revision, tokenizer, template and stop tokens."""
     run = job.run
-    role = Role.POLICY if run.has_adapter(Role.POLICY) else None
-    source = run.adapter(Role.POLICY) if role else run.folder / "adapters" / "reward"
-    if not source.is_dir():
-        require_policy(run, "to export")
+    role = Role.POLICY if run.has_adapter(Role.POLICY) else Role.REWARD
     base_folder, base = find_base(run)
-    for file in sorted(source.iterdir()):
+    for file in sorted(run.adapter(role).iterdir()):
         if file.name == CONFIG_FILE:
             config = json.loads(file.read_text(encoding="utf-8"))
             config |= {"base_model_name_or_path": base.name, "revision": base.revision}
@@ -126,10 +126,14 @@ def write_adapter(job: Job) -> None:
     companions.write_generation(base_folder, job.part, tokenizer, Renderer(tokenizer).stop_ids)
     count = companions.require_same_ids(tokenizer, job.part)
     job.view.section("tokenizer", f"{count} conversations have the same token ids", note="ok")
-    if role is None:
-        job.notes.append("This adapter scores answers: head.safetensors holds its head, and it writes no text.")
+    if role is Role.REWARD:
+        job.notes.append(
+            "This adapter scores answers: head.safetensors holds its head, and it writes no text."
+        )
     files.write_new(job.part / "README.md", card.write(run, job.kind, base, None, job.notes))
-    job.view.section("adapter", f"{WEIGHTS_FILE} as the run saved it · base {base.name} {base.revision or ''}")
+    job.view.section(
+        "adapter", f"{WEIGHTS_FILE} as the run saved it · base {base.name} {base.revision or ''}"
+    )
 
 
 def write_merged(job: Job) -> Path:
@@ -214,18 +218,20 @@ def _listen(backbone: Backbone, renderer: Renderer, run: FinishedRun) -> tuple[p
         return heard, probes.compare(backbone.model, heard).kl
 
 
-def _write_candidates(
-    job: Job, base: Path, backbone: Backbone, dtype: torch.dtype
-) -> dict[str, Path]:
+def _write_candidates(job: Job, base: Path, backbone: Backbone, dtype: torch.dtype) -> dict[str, Path]:
     """Checkpoints merged into the base's own weights and, for a quantised run, into the unpacked ones."""
     quantized = backbone.loaded.quantization != "none"
-    stored_quantized = "quantization_config" in backbone.model.config.to_dict() and quantized and _is_packed(base)
+    stored_quantized = (
+        "quantization_config" in backbone.model.config.to_dict() and quantized and _is_packed(base)
+    )
     names = [*([] if stored_quantized else [BASE]), *([UNPACKED] if quantized else [])]
     adapter = job.run.adapter(Role.POLICY)
     merges = {name: Merge(base, adapter, backbone, dtype, unpack=name == UNPACKED) for name in names}
     files.require_space(job.part, sum(merge.size() for merge in merges.values()))
     found = {}
-    with job.view.bar("merge", sum(merge.tensors() for merge in merges.values()), "tensors", speed=False) as bar:
+    with job.view.bar(
+        "merge", sum(merge.tensors() for merge in merges.values()), "tensors", speed=False
+    ) as bar:
         for number, (name, merge) in enumerate(merges.items()):
             found[name] = job.part / f"candidate-{number}"
             files.make_folder(found[name])
@@ -237,9 +243,7 @@ def _is_packed(base: Path) -> bool:
     return "quantization_config" in json.loads((base / "config.json").read_text(encoding="utf-8"))
 
 
-def _measure(
-    folder: Path, heard: probes.Answers, stop_ids: frozenset[int], pad_id: int
-) -> probes.Agreement:
+def _measure(folder: Path, heard: probes.Answers, stop_ids: frozenset[int], pad_id: int) -> probes.Agreement:
     """Load an export as anyone would, with plain transformers, and compare it with the run."""
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.2 * size

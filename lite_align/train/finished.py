@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lite_align.errors import UserError
+from lite_align.model import lora
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.load import load_model
-from lite_align.recipe import Recipe, from_dict
+from lite_align.recipe import LoraOptions, Recipe, from_dict
 from lite_align.train.record import RECORD, read_record
 
 
@@ -40,18 +41,29 @@ class FinishedRun:
         return self.folder / "adapters" / role.value
 
     def backbone(self, device: str) -> Backbone:
-        """Load the base as the run had it, with its POLICY, and its REFERENCE where that is an adapter.
+        """Load the base as the run had it, with its POLICY, and its REFERENCE where that is a frozen adapter.
 
         Raises:
             ModelError: the base cannot be loaded, or the adapters do not fit it.
         """
         loaded = load_model(self.recipe.model, device=device)
         backbone = Backbone(loaded, self.recipe.lora, seed=self.recipe.train.seed)
-        if self.has_adapter(Role.REFERENCE):
-            backbone.load_adapter(Role.POLICY, self.adapter(Role.REFERENCE))
-            backbone.fix_reference("adapter")
         backbone.load_adapter(Role.POLICY, self.adapter(Role.POLICY))
+        if self.has_adapter(Role.REFERENCE):
+            attach(backbone, Role.REFERENCE, self.adapter(Role.REFERENCE))
         return backbone
+
+
+def attach(backbone: Backbone, role: Role, folder: Path) -> None:
+    """Give a backbone a further, frozen role from an adapter folder, with the shape that the folder has.
+
+    Raises:
+        ModelError: it cannot be read, or does not fit the base.
+    """
+    config, _ = lora.read_adapter(folder)
+    shape = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": tuple(config["target_modules"])}
+    backbone.add(role, LoraOptions.model_validate({**shape, "dropout": 0.0}))
+    backbone.load_adapter(role, folder)
 
 
 def read_finished(folder: Path) -> FinishedRun:
