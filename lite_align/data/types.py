@@ -1,4 +1,4 @@
-"""Rows before tokens (Pair, Chat, Prompt, Rated) and after (Rendered, Leaf, Tree). No torch here."""
+"""Rows before tokens (Pair, Ranking, Chat, Prompt, Rated) and after (Rendered, Leaf, Tree). No torch here."""
 
 from dataclasses import dataclass
 
@@ -49,6 +49,13 @@ class Pair(Row):
     rejected: Conversation
     margin: float | None = None
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking(Row):
+    """All pairs of answers to one prompt that a row ranks differently; the best against the worst comes first."""
+
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

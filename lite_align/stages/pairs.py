@@ -62,15 +62,17 @@ class RenderedPairs:
         return f"LA208 {len(lost):,} prompts lost {sum(lost):,} old turns, whole, to fit; no answer was cut"
 
 
-def read_pairs(options: DataOptions, path: str) -> ReadPairs:
+def read_pairs(options: DataOptions, path: str, *, every_pair: bool = False) -> ReadPairs:
     """Read a source, recognise its format, convert every row and leave out what says nothing.
+
+    A ranking of several answers gives one pair, the best against the worst, or with `every_pair` all of them.
 
     Raises:
         DataError: rows that cannot be read or converted, all of them at once.
     """
     table = sources.read(path, skip_bad=options.skip_bad)
     detection = formats.detect(table, wanted="pair", format=options.format, mapping=options.map)
-    rows = formats.convert(table, detection, mapping=options.map)
+    rows = formats.convert(table, detection, mapping=options.map, every_pair=every_pair)
     checked = lint.lint_pairs([row for row in rows if isinstance(row, Pair)])
     return ReadPairs(table, detection, checked.kept, checked.dropped, checked.warnings)
 
@@ -140,9 +142,10 @@ def hold_out(
 ) -> tuple[list[tuple[Pair, Tree]], list[tuple[Pair, Tree]]]:
     """Split by prompt into what is trained on and what is held out, each pair with its tree."""
     assert options.held_out != "auto"
-    trees = {pair.source: tree for pair, tree in zip(rendered.pairs, rendered.trees, strict=True)}
+    # By identity: a row that ranks several answers gives several pairs, all from one place.
+    trees = {id(pair): tree for pair, tree in zip(rendered.pairs, rendered.trees, strict=True)}
     train, held_out = split.hold_out(rendered.pairs, options.held_out, seed)
-    return [(pair, trees[pair.source]) for pair in train], [(pair, trees[pair.source]) for pair in held_out]
+    return [(pair, trees[id(pair)]) for pair in train], [(pair, trees[id(pair)]) for pair in held_out]
 
 
 def require_no_leak(train: Sequence[Pair], held_out: Sequence[Pair], path: str) -> None:
