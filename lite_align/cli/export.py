@@ -11,11 +11,11 @@ from lite_align.cli import options
 def export(
     run: options.RunFolder,
     to: Annotated[
-        Literal["adapter", "merged", "ollama", "gguf"],
+        Literal["adapter", "merged"],
         typer.Option(
             "--to",
             metavar="KIND",
-            help="adapter (PEFT), merged (transformers), ollama (merged, with a Modelfile), gguf (llama.cpp).",
+            help="adapter (PEFT) or merged (transformers).",
         ),
     ],
     out: Annotated[
@@ -31,8 +31,7 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Write the model of a run for other programs."""
-    from lite_align.export import write
-    from lite_align.export.kinds import Kind
+    from lite_align.export import Kind, write
     from lite_align.view import View
 
     write.export(run, Kind(to), View(quiet), out=out, dtype=dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lite_align import __version__
-from lite_align.export.kinds import Kind
+from lite_align.export import Kind
 from lite_align.export.probes import LEAST_SAME_TOP, MOST_KL, Agreement
 from lite_align.model.folder import TINY
 from lite_align.train.finished import FinishedRun

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lite_align.data.render import Renderer
 from lite_align.errors import LiteAlignError, UserError
 from lite_align.evaluate import folder as run_files
-from lite_align.export import card, companions, probes
-from lite_align.export.kinds import Kind
+from lite_align.export import Kind, card, companions, probes
 from lite_align.export.merge import Merge
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import fingerprint, is_hub_id, locate

