@@ -7,7 +7,7 @@ for all of its answers, and an answer once however often it is compared (Instruc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lite_align.data.forest import grow
+from lite_align.data.forest import grow, whole
 from lite_align.data.types import Pair, Rendered, Tree
 
 
@@ -31,12 +31,6 @@ class Compared:
     def weight(self) -> float:
         """Sum of the weights of all comparisons."""
         return sum(comparison.pair.weight for comparison in self.comparisons)
-
-
-def whole(tree: Tree, leaf: int) -> Rendered:
-    """Root and one leaf of a tree as the sequence that they were grown from."""
-    answer = tree.leaves[leaf]
-    return Rendered(tree.root + answer.ids, tree.root_trained + answer.trained)
 
 
 def up_to_score(rendered: Rendered, *, judged: bool = False) -> Rendered:

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_align.data.comparisons import Comparison, group, up_to_score, whole
-from lite_align.data.forest import grow
+from lite_align.data.comparisons import Comparison, group, up_to_score
+from lite_align.data.forest import grow, whole
 from lite_align.data.types import Message, Pair, Rendered, Source, Tree
 
 STOP, TAIL = 90, 91
