@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from lite_align.data.sources import RawTable
-from lite_align.data.types import Conversation, Pair, Source
+from lite_align.data.types import Conversation, Pair, Row, Source
 from lite_align.errors import DataError, UserError
+
+RowT = TypeVar("RowT", bound=Row)
 
 RULES = {
     "LA101": "unreadable",
@@ -35,7 +38,7 @@ _DOMINANT = 0.8
 
 @dataclass(frozen=True)
 class Dropped:
-    """A pair that is left out, and why."""
+    """A row that is left out, and why."""
 
     source: Source
     reason: str
@@ -53,20 +56,20 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Lint:
-    """The pairs to train on, those left out by rule, and warnings."""
+class Lint(Generic[RowT]):
+    """The rows to train on, those left out by rule, and warnings."""
 
-    kept: list[Pair]
+    kept: list[RowT]
     dropped: dict[str, list[Dropped]]
     warnings: list[Finding]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of pairs left out by each rule."""
+        """Number of rows left out by each rule."""
         return {rule: len(rows) for rule, rows in self.dropped.items()}
 
 
-def lint_pairs(pairs: Sequence[Pair]) -> Lint:
+def lint_pairs(pairs: Sequence[Pair]) -> Lint[Pair]:
     """Leave out pairs that teach nothing or contradict each other, and warn of biases in the rest.
 
     Left out: LA301 identical answers, LA303 empty answers, LA308 equal scores, LA302 repetitions (the first

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_align.data.split import hold_out, prompt_key, shared_prompts, text_key
+from lite_align.data import split
+from lite_align.data.split import prompt_key, text_key
 from lite_align.data.types import Message, Pair, Source
 from lite_align.errors import DataError, RecipeError
 
@@ -14,6 +15,14 @@ def pair(line: int, prompt: str, category: str | None = None, system: str = "") 
     turns = (Message("system", system), Message("user", prompt)) if system else (Message("user", prompt),)
     answers = Message("assistant", "c"), Message("assistant", "r")
     return Pair(Source("f", line), category, prompt=turns, chosen=answers[:1], rejected=answers[1:])
+
+
+def hold_out(rows: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    return split.hold_out(rows, lambda row: row.prompt, share, seed)
+
+
+def shared_prompts(train: list[Pair], held: list[Pair]) -> list[tuple[Source, Source]]:
+    return split.shared_prompts(train, held, lambda row: row.prompt)
 
 
 SPELLINGS = [

@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from lite_align.evaluate.verdict import CHECKS, judge
+from lite_align.evaluate import verdict as verdicts
+from lite_align.evaluate.folder import read
+from lite_align.evaluate.preference import CHECKS, PreferenceVerdict
 
 Builder = Callable[..., Path]
 Rows = list[dict]
+
+
+def judge(folder: Path) -> PreferenceVerdict:
+    found = verdicts.judge(folder)
+    assert isinstance(found, PreferenceVerdict)
+    assert verdicts.judge_folder(read(folder)) == found
+    return found
 
 
 def test_a_sound_run_is_better_and_warns_only_of_length(build: Builder) -> None:

@@ -1,26 +1,23 @@
-"""From DATA to pairs that can be trained: read, recognise, lint, render, split; every row is accounted for."""
+"""Rows of a file on their way to trees: read, checked, rendered, split; the same for every stage. No torch here."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from lite_align.data import formats, lint, sources, split
-from lite_align.data.types import Pair, Tree
+from lite_align.data.formats.detection import Wanted
+from lite_align.data.types import Conversation, Rendered, Row, Tree
 from lite_align.errors import DataError
 from lite_align.recipe import DataOptions
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-    from lite_align.data.forest import Batch
-    from lite_align.data.render import Renderer
+    from lite_align.data.render import Renderer, Unusable
+
+RowT = TypeVar("RowT", bound=Row)
 
 Dropped = dict[str, list[lint.Dropped]]
-
-PAD_TO = 64
-"""Batches have a multiple of so many tokens. Libraries choose, and some compile and keep, a kernel for every number of
-rows: on a CPU in bf16, a 15M model with batches of all lengths came to 1.3 GB, with these to 0.9."""
 
 RULES = {
     "control_tokens": "LA206",
@@ -33,25 +30,62 @@ RULES = {
 """Why a row cannot be rendered, as a rule."""
 
 
+class Sequences(NamedTuple):
+    """A row as tokens: one sequence for each of its answers, and how many old turns its prompt lost."""
+
+    answers: tuple[Rendered, ...]
+    turns_dropped: int = 0
+
+
 @dataclass(frozen=True)
-class ReadPairs:
-    """Pairs of one source after the checks that need no tokenizer; `dropped` holds the rows left out, by rule."""
+class Kind(Generic[RowT]):
+    """What the rows of a stage are, and how they become sequences.
+
+    Args:
+        wanted: kind of the formats that are read (see `data.formats`).
+        row: their type.
+        noun: what a person calls the rows: "pairs".
+        lint: leaves out rows that teach nothing.
+        prompt: what rows are split by.
+        texts: all texts of a row.
+        sequences: each row as tokens, or why it cannot be used.
+        answers: what each sequence of a row is, for people.
+    """
+
+    wanted: Wanted
+    row: type[RowT]
+    noun: str
+    lint: Callable[[Sequence[RowT]], lint.Lint[RowT]]
+    prompt: Callable[[RowT], Conversation]
+    texts: Callable[[RowT], Iterable[str]]
+    sequences: Callable[["Renderer", Sequence[RowT], DataOptions], "Sequence[Sequences | Unusable]"]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReadRows(Generic[RowT]):
+    """Rows of one source after the checks that need no tokenizer; `dropped` holds the rows left out, by rule."""
 
     table: sources.RawTable
     detection: formats.Detection
-    pairs: list[Pair]
+    rows: list[RowT]
     dropped: Dropped
     warnings: list[lint.Finding]
 
 
 @dataclass(frozen=True)
-class RenderedPairs:
-    """Pairs as trees (key n is pair n), the rows left out, and how many old turns each prompt lost."""
+class RenderedRows(Generic[RowT]):
+    """Rows as trees (key n is row n), the rows left out, and how many old turns each prompt lost."""
 
-    pairs: list[Pair]
+    rows: list[RowT]
     trees: list[Tree]
     dropped: Dropped
     turns_dropped: list[int]
+
+    @property
+    def examples(self) -> list[tuple[RowT, Tree]]:
+        """Each row with its tree."""
+        return list(zip(self.rows, self.trees, strict=True))
 
     @property
     def shortened(self) -> str:
@@ -62,44 +96,46 @@ class RenderedPairs:
         return f"LA208 {len(lost):,} prompts lost {sum(lost):,} old turns, whole, to fit; no answer was cut"
 
 
-def read_pairs(options: DataOptions, path: str) -> ReadPairs:
+def read(kind: Kind[RowT], options: DataOptions, path: str) -> ReadRows[RowT]:
     """Read a source, recognise its format, convert every row and leave out what says nothing.
 
     Raises:
         DataError: rows that cannot be read or converted, all of them at once.
     """
     table = sources.read(path, skip_bad=options.skip_bad)
-    detection = formats.detect(table, wanted="pair", format=options.format, mapping=options.map)
+    detection = formats.detect(table, wanted=kind.wanted, format=options.format, mapping=options.map)
     rows = formats.convert(table, detection, mapping=options.map)
-    checked = lint.lint_pairs([row for row in rows if isinstance(row, Pair)])
-    return ReadPairs(table, detection, checked.kept, checked.dropped, checked.warnings)
+    checked = kind.lint([row for row in rows if isinstance(row, kind.row)])
+    return ReadRows(table, detection, checked.kept, checked.dropped, checked.warnings)
 
 
-def render(pairs: Sequence[Pair], renderer: "Renderer", options: DataOptions) -> RenderedPairs:
-    """Render pairs to trees; rows that are too long, or identical as tokens, are left out."""
+def render(
+    kind: Kind[RowT], rows: Sequence[RowT], renderer: "Renderer", options: DataOptions
+) -> RenderedRows[RowT]:
+    """Render rows to trees; rows that are too long, or identical as tokens, are left out."""
     from lite_align.data import forest
     from lite_align.data.render import Unusable
 
-    kept: list[Pair] = []
+    kept: list[RowT] = []
     trees: list[Tree] = []
     dropped: Dropped = {}
     turns_dropped: list[int] = []
-    assert options.max_length != "auto"
-    drop_turns = options.truncate == "oldest_turns"
-    results = renderer.pairs(pairs, options.max_length, drop_turns=drop_turns)
-    for pair, tokens in zip(pairs, results, strict=True):
+    for row, tokens in zip(rows, kind.sequences(renderer, rows, options), strict=True):
         if isinstance(tokens, Unusable):
             rule = RULES[tokens.reason]
-            dropped.setdefault(rule, []).append(lint.Dropped(pair.source, tokens.detail))
+            dropped.setdefault(rule, []).append(lint.Dropped(row.source, tokens.detail))
             continue
-        trees.append(forest.grow(len(kept), (tokens.chosen, tokens.rejected)))
-        kept.append(pair)
+        trees.append(forest.grow(len(kept), tokens.answers))
+        kept.append(row)
         turns_dropped.append(tokens.turns_dropped)
-    return RenderedPairs(kept, trees, dropped, turns_dropped)
+    return RenderedRows(kept, trees, dropped, turns_dropped)
 
 
 def refuse_forged(
-    pairs: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", accept: Sequence[str] = ()
+    kind: Kind[RowT],
+    rows: Sequence[RowT],
+    tokenizer: "PreTrainedTokenizerBase",
+    accept: Sequence[str] = (),
 ) -> None:
     """Stop where a text spells control tokens of the model, unless that is accepted (LA206).
 
@@ -110,11 +146,11 @@ def refuse_forged(
     """
     control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     places: list[str] = []
-    for pair in pairs:
-        text = "\n".join(turn.content for turn in (*pair.prompt, *pair.chosen, *pair.rejected))
+    for row in rows:
+        text = "\n".join(kind.texts(row))
         spelled = [token for token in control_tokens if token in text]
         if spelled:
-            places.append(f"{pair.source} spells {', '.join(spelled[:3])}")
+            places.append(f"{row.source} spells {', '.join(spelled[:3])}")
     if places and "LA206" not in accept:
         raise DataError(
             f"LA206: the text of {len(places):,} rows spells control tokens of the model",
@@ -136,22 +172,24 @@ def require_enough(name: str, rows: int, dropped: Dropped, max_dropped: float) -
 
 
 def hold_out(
-    rendered: RenderedPairs, options: DataOptions, seed: int
-) -> tuple[list[tuple[Pair, Tree]], list[tuple[Pair, Tree]]]:
-    """Split by prompt into what is trained on and what is held out, each pair with its tree."""
+    kind: Kind[RowT], examples: Sequence[tuple[RowT, Tree]], options: DataOptions, seed: int
+) -> tuple[list[tuple[RowT, Tree]], list[tuple[RowT, Tree]]]:
+    """Split by prompt into what is trained on and what is held out, each row with its tree."""
     assert options.held_out != "auto"
-    trees = {pair.source: tree for pair, tree in zip(rendered.pairs, rendered.trees, strict=True)}
-    train, held_out = split.hold_out(rendered.pairs, options.held_out, seed)
-    return [(pair, trees[pair.source]) for pair in train], [(pair, trees[pair.source]) for pair in held_out]
+    trees = {row.source: tree for row, tree in examples}
+    train, held_out = split.hold_out(
+        [row for row, _ in examples], kind.prompt, options.held_out, seed, noun=kind.noun
+    )
+    return [(row, trees[row.source]) for row in train], [(row, trees[row.source]) for row in held_out]
 
 
-def require_no_leak(train: Sequence[Pair], held_out: Sequence[Pair], path: str) -> None:
+def require_no_leak(kind: Kind[RowT], train: Sequence[RowT], held_out: Sequence[RowT], path: str) -> None:
     """Stop a run whose held-out file repeats prompts of the training rows (LA304).
 
     Raises:
         DataError: with the rows.
     """
-    leaks = split.shared_prompts(train, held_out)
+    leaks = split.shared_prompts(train, held_out, kind.prompt)
     if leaks:
         raise DataError(
             f"LA304: {len(leaks):,} prompts of {path} are trained on too",
@@ -172,10 +210,3 @@ def merged(groups: Iterable[Dropped]) -> Dropped:
 def counts(dropped: Mapping[str, Sequence[lint.Dropped]]) -> dict[str, int]:
     """Number of rows left out, by rule."""
     return {rule: len(rows) for rule, rows in sorted(dropped.items())}
-
-
-def to_batch(trees: Sequence[Tree], device: "torch.device") -> "Batch":
-    """Pack trees into one row on a device, padded to a multiple of `PAD_TO` tokens."""
-    from lite_align.data import forest
-
-    return forest.batch(trees, pad_to=PAD_TO).to(device)
