@@ -133,10 +133,6 @@ def _train(
     if not resolved.recipe.data.path:
         raise RecipeError("The recipe names no data", remedy="Set data.path, or: lite-align run RECIPE DATA")
 
-    from lite_align.stages.training import PROCEDURES, train
+    from lite_align.stages.training import train
 
-    if stage not in PROCEDURES:
-        raise RecipeError(
-            f"The stage {stage} is not part of this version", remedy=f"These are: {', '.join(PROCEDURES)}."
-        )
     train(resolved, command, View(quiet, json))

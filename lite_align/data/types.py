@@ -1,4 +1,4 @@
-"""Rows before tokens (Pair, Chat, Prompt, Rated) and after (Rendered, Leaf, Tree). No torch here."""
+"""Rows before tokens (Pair, Ranking, Chat, Prompt, Rated) and after (Rendered, Leaf, Tree). No torch here."""
 
 from dataclasses import dataclass
 
@@ -52,10 +52,40 @@ class Pair(Row):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking(Row):
+    """All pairs of answers to one prompt that a row ranks differently; the best against the worst comes first."""
+
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chat(Row):
-    """A conversation to imitate (SFT)."""
+    """A conversation to imitate (SFT).
+
+    `raw` says that it is a text without turns: one assistant message, written without the chat template.
+    """
 
     messages: Conversation
+    raw: bool = False
+
+    @property
+    def prompt(self) -> Conversation:
+        """The turns before the first answer; none of a raw text."""
+        return () if self.raw else self.messages[: first_answer(self.messages)]
+
+
+def first_answer(messages: Conversation) -> int:
+    """Number of the first assistant turn that answers something; one before any question answers nothing.
+
+    Raises:
+        ValueError: there is none.
+    """
+    asked = False
+    for number, message in enumerate(messages):
+        if message.role == "assistant" and asked:
+            return number
+        asked = asked or message.role in ("user", "tool")
+    raise ValueError("the conversation has no answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

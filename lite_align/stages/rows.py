@@ -50,6 +50,7 @@ class Kind(Generic[RowT]):
         texts: all texts of a row.
         sequences: each row as tokens, or why it cannot be used.
         answers: what each sequence of a row is, for people.
+        every_pair: whether a ranking of several answers gives all of its pairs, or the best against the worst.
     """
 
     wanted: Wanted
@@ -60,6 +61,7 @@ class Kind(Generic[RowT]):
     texts: Callable[[RowT], Iterable[str]]
     sequences: Callable[["Renderer", Sequence[RowT], DataOptions], "Sequence[Sequences | Unusable]"]
     answers: tuple[str, ...]
+    every_pair: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def read(kind: Kind[RowT], options: DataOptions, path: str) -> ReadRows[RowT]:
     """
     table = sources.read(path, skip_bad=options.skip_bad)
     detection = formats.detect(table, wanted=kind.wanted, format=options.format, mapping=options.map)
-    rows = formats.convert(table, detection, mapping=options.map)
+    rows = formats.convert(table, detection, mapping=options.map, every_pair=kind.every_pair)
     checked = kind.lint([row for row in rows if isinstance(row, kind.row)])
     return ReadRows(table, detection, checked.kept, checked.dropped, checked.warnings)
 
@@ -176,11 +178,12 @@ def hold_out(
 ) -> tuple[list[tuple[RowT, Tree]], list[tuple[RowT, Tree]]]:
     """Split by prompt into what is trained on and what is held out, each row with its tree."""
     assert options.held_out != "auto"
-    trees = {row.source: tree for row, tree in examples}
+    # By identity: a row that ranks several answers gives several pairs, all from one place.
+    trees = {id(row): tree for row, tree in examples}
     train, held_out = split.hold_out(
         [row for row, _ in examples], kind.prompt, options.held_out, seed, noun=kind.noun
     )
-    return [(row, trees[row.source]) for row in train], [(row, trees[row.source]) for row in held_out]
+    return [(row, trees[id(row)]) for row in train], [(row, trees[id(row)]) for row in held_out]
 
 
 def require_no_leak(kind: Kind[RowT], train: Sequence[RowT], held_out: Sequence[RowT], path: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from lite_align.data.types import Pair, Tree
 from lite_align.evaluate.findings import Verdict
 from lite_align.evaluate.folder import read
-from lite_align.losses import preference
+from lite_align.losses import catalogue
 from lite_align.model.backbone import Backbone
 from lite_align.model.folder import cache_root
 from lite_align.recipe import DPORecipe, Resolved, resolve_auto
@@ -36,7 +36,7 @@ class DPOProcedure(Procedure[Pair]):
 
     def settle(self, resolved: Resolved[DPORecipe]) -> Resolved[DPORecipe]:
         """Fill the beta of a loss without a reference: it has a meaning of its own and no default by size."""
-        objective = preference.find(resolved.recipe.loss.name)
+        objective = catalogue.find(resolved.recipe.loss.name)
         if objective.needs_reference:
             return resolved
         default = objective.defaults["beta"]
@@ -95,7 +95,7 @@ def pair_sets(
     Held-out pairs are measured against the reference by every loss, trained ones by those that need one.
     """
     recipe = prepared.recipe
-    needs = preference.find(recipe.loss.name).needs_reference
+    needs = catalogue.find(recipe.loss.name).needs_reference
     share = recipe.speed.share_prompts
     pairs, trees = columns(prepared.train, share_prompts=share)
     held_pairs, held_trees = columns(prepared.held_out, share_prompts=share)

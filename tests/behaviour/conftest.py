@@ -123,7 +123,7 @@ def few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     from lite_align.stages import answers
 
     monkeypatch.setattr(answers, "PROBES", 2)
-    monkeypatch.setattr(session, "PROBE_TOKENS", 8)
+    monkeypatch.setattr(answers, "PROBE_TOKENS", 8)
 
 
 @pytest.fixture

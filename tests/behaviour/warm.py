@@ -26,7 +26,7 @@ from lite_align import cli
 from lite_align.stages import answers
 from lite_align.train import files
 
-session.PROBES, session.PROBE_TOKENS = 2, 8
+answers.PROBES, answers.PROBE_TOKENS = 2, 8
 
 
 def strike_before(call: str, nth: int, strike: Callable[[], None]) -> None:

@@ -183,6 +183,29 @@ def test_prompts_are_held_out_with_all_their_pairs_and_trees(tokenizer):
     assert stage.hold_out(PAIRS, found.examples, DataOptions(held_out=0.2), seed=2) != (train, held_out)
 
 
+def test_all_pairs_of_a_ranking_are_split_together(tmp_path, tokenizer):
+    """Pairs of one row share its place in the file, and each must keep a tree of its own."""
+    rankings = [
+        {
+            "prompt": f"{n}?",
+            "answers": [{"answer": f"{word} {n}", "rank": r} for r, word in enumerate("ab c".split())],
+        }
+        for n in range(4)
+    ]
+    for ranking in rankings:
+        ranking["answers"].append({"answer": "the third", "rank": 9})
+    kind = replace(PAIRS, every_pair=True)
+    found = stage.read(kind, DataOptions(), str(small.write(tmp_path / "r.jsonl", rankings)))
+    assert len(found.rows) == 12
+    rendered = stage.render(kind, found.rows, Renderer(tokenizer), DataOptions(max_length=512))
+    train, held_out = stage.hold_out(PAIRS, rendered.examples, DataOptions(held_out=0.25), 0)
+    assert (len(train), len(held_out)) == (9, 3)
+    assert len({pair.source for pair, _ in held_out}) == 1
+    assert len({tree.key for _, tree in train + held_out}) == 12
+    for pair, tree in train + held_out:
+        assert rendered.rows[tree.key] is pair
+
+
 def test_a_prompt_on_both_sides_is_a_leak():
     train, held_out = small.as_pairs(ROWS[:5]), small.as_pairs(ROWS[4:7])
     stage.require_no_leak(PAIRS, train, held_out[1:], "held.jsonl")

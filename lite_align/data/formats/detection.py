@@ -10,7 +10,7 @@ from lite_align.data.formats.conversation import BadRow
 from lite_align.data.formats.registry import FORMATS, Fields, Format, Kind, Problem, shapes_of
 from lite_align.data.sources import RawTable
 from lite_align.data.strict_json import Json
-from lite_align.data.types import Conversation, Pair, Rated, Row, Source
+from lite_align.data.types import Conversation, Pair, Ranking, Rated, Row, Source
 from lite_align.errors import DataError
 
 AGREEMENT = 0.98
@@ -84,27 +84,44 @@ def detect(
     )
 
 
-def convert(table: RawTable, detection: Detection, mapping: Mapping[str, str] | None = None) -> list[Row]:
-    """Convert every row by the detected format.
+def convert(
+    table: RawTable,
+    detection: Detection,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    every_pair: bool = False,
+) -> list[Row]:
+    """Convert every row by the detected format; of a ranking take one pair, or with `every_pair` all of them.
 
     Raises:
         DataError: rows do not fit; all of them are listed as `file:line what is wrong`.
     """
-    rows, problems = try_convert(table, detection, mapping)
+    rows, problems = try_convert(table, detection, mapping, every_pair=every_pair)
     if problems:
         raise _misfits(table, detection.name, problems)
     return rows
 
 
 def try_convert(
-    table: RawTable, detection: Detection, mapping: Mapping[str, str] | None = None
+    table: RawTable,
+    detection: Detection,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    every_pair: bool = False,
 ) -> tuple[list[Row], list[Problem]]:
     """Convert the rows that fit the format, and name the others (for `check --fix`)."""
     chosen = FORMATS[detection.name]
     rows, problems = _read_all(_renamed(table, mapping or {}), chosen)
     if chosen.kind == "rated" and detection.kind == "pair":
         return list(pair_up([row for row in rows if isinstance(row, Rated)])), problems
-    return rows, problems
+    return [pair for row in rows for pair in _pairs_of(row, every_pair)], problems
+
+
+def _pairs_of(row: Row, every_pair: bool) -> Sequence[Row]:
+    """A row as it is, or a ranking as its pairs."""
+    if isinstance(row, Ranking):
+        return row.pairs if every_pair else row.pairs[:1]
+    return (row,)
 
 
 def pair_up(rated: Sequence[Rated]) -> list[Pair]:

@@ -13,7 +13,7 @@ from lite_align.data.formats.conversation import (
 )
 from lite_align.data.formats.registry import Fields, data_format, read_number
 from lite_align.data.strict_json import Json, kind_of
-from lite_align.data.types import Conversation, Message, Pair
+from lite_align.data.types import Conversation, Message, Pair, Ranking
 
 _WRAPPED = "texts become a user turn and assistant turns of the chat template; one leading space goes"
 _PROMPTS = ("prompt", "question", "instruction", "input", "conversations", "messages", "query")
@@ -166,14 +166,13 @@ def ultrafeedback_bin(row: Fields) -> Pair:
     "instruction and completions with overall_score",
     {"instruction": "text", "completions": "list"},
     without=("labels",),
-    note="the best score is chosen, the worst rejected",
+    note="the best score is chosen, the worst rejected; a reward model learns from every two scores that differ",
 )
-def ultrafeedback_raw(row: Fields) -> Pair:
-    """Take the completions with the best and the worst score; the difference is the margin."""
+def ultrafeedback_raw(row: Fields) -> Ranking:
+    """Rank the completions by their score; differences of scores are the margins."""
     rated = _numbered(row.items("completions"), "completions", "response", "overall_score")
-    best, worst = max(rated, key=lambda item: item[0]), min(rated, key=lambda item: item[0])
     prompt = row.with_system(user(row.text("instruction")))
-    return row.pair(prompt, assistant(best[1]), assistant(worst[1]), margin=best[0] - worst[0])
+    return row.ranking(prompt, [(score, assistant(text)) for score, text in rated], scores=True)
 
 
 def _numbered(items: list[dict[str, Json]], where: str, text: str, number: str) -> list[tuple[float, str]]:
@@ -298,16 +297,14 @@ def openai_pref(row: Fields) -> Pair:
     "pair",
     "prompt and answers with a rank",
     {"prompt": "answer", "answers": "list"},
-    note="rank 1 is the best: it is chosen, the last rank rejected",
+    note="rank 1 is the best: it is chosen, the last rank rejected; a reward model learns from every two ranks",
 )
-def ranked(row: Fields) -> Pair:
-    """Take the answers with the lowest and the highest rank; all ranks equal is a tie."""
+def ranked(row: Fields) -> Ranking:
+    """Rank the answers, 1 first; all ranks equal is a tie."""
     ranks = _numbered(row.items("answers"), "answers", "answer", "rank")
-    best, worst = min(ranks, key=lambda item: item[0]), max(ranks, key=lambda item: item[0])
     prompt = row.value("prompt")
     turns = _prompt_from_text(prompt, "prompt") if isinstance(prompt, str) else row.turns("prompt")
-    margin = 0.0 if best[0] == worst[0] else None
-    return row.pair(turns, assistant(best[1]), assistant(worst[1]), margin=margin)
+    return row.ranking(turns, [(-rank, assistant(text)) for rank, text in ranks], scores=False)
 
 
 @data_format(

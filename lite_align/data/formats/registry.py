@@ -1,8 +1,9 @@
 """The table of formats, the decorator that fills it, and the view of a row that format functions read."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, dropwhile
 from typing import Literal
 
 from lite_align.data.formats.conversation import (
@@ -14,7 +15,7 @@ from lite_align.data.formats.conversation import (
     without_prompt,
 )
 from lite_align.data.strict_json import Json, kind_of
-from lite_align.data.types import Chat, Conversation, Message, Pair, Prompt, Rated, Row, Source
+from lite_align.data.types import Chat, Conversation, Message, Pair, Prompt, Ranking, Rated, Row, Source
 
 Kind = Literal["pair", "chat", "prompt", "rated", "refused"]
 Shape = Literal["text", "turns", "answer", "flag", "list", "object", "any"]
@@ -153,14 +154,36 @@ class Fields:
             weight=1.0 if weight is None else weight,
         )
 
+    def ranking(
+        self, prompt: Conversation, answers: Sequence[tuple[float, Conversation]], *, scores: bool
+    ) -> Ranking:
+        """Build all pairs of rated answers (at least two, the higher number is the better one).
+
+        `scores`: differences of the numbers say how much better an answer is, so they are the margins.
+        """
+
+        def pair(better: tuple[float, Conversation], worse: tuple[float, Conversation]) -> Pair:
+            difference = better[0] - worse[0]
+            return self.pair(
+                prompt, better[1], worse[1], margin=difference if scores or not difference else None
+            )
+
+        best, worst = max(answers, key=lambda rated: rated[0]), min(answers, key=lambda rated: rated[0])
+        descending = sorted(answers, key=lambda rated: -rated[0])
+        others = [
+            (better, worse)
+            for better, worse in combinations(descending, 2)
+            if better[0] > worse[0] and not (better is best and worse is worst)
+        ]
+        pairs = tuple(pair(better, worse) for better, worse in [(best, worst), *others])
+        return Ranking(self.source, self.category(), self.id(), pairs=pairs)
+
     def chat(self, messages: Conversation) -> Chat:
-        """Build a checked conversation that ends with the assistant."""
+        """Build a checked conversation that ends with the assistant, who may also have opened it."""
         messages = _said(messages)
         if not messages or messages[-1].role != "assistant":
             raise BadRow("the conversation does not end with a turn of the assistant; the answer is missing")
-        if not messages[-1].content.strip():
-            raise BadRow("the last turn of the assistant is empty")
-        check_prompt(messages[:-1])
+        check_prompt(_without_opening(messages[:-1]))
         return Chat(self.source, self.category(), self.id(), messages=messages)
 
     def prompt(self, messages: Conversation) -> Prompt:
@@ -309,6 +332,13 @@ def read_number(value: Json, name: str) -> float:
     if not math.isfinite(number):
         raise BadRow(f'"{name}" is {kind_of(value)}; a finite number expected')
     return number
+
+
+def _without_opening(conversation: Conversation) -> Conversation:
+    """Leave out assistant turns before the first turn of anybody else but the system."""
+    system = conversation[:1] if conversation and conversation[0].role == "system" else ()
+    rest = dropwhile(lambda message: message.role == "assistant", conversation[len(system) :])
+    return (*system, *rest)
 
 
 def _said(conversation: Conversation) -> Conversation:

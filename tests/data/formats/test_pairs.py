@@ -317,3 +317,48 @@ def test_a_bad_row_is_named_among_many_and_among_few(good, change, words):
         assert words in detail
         assert caught.value.exit_code == 2
         assert caught.value.remedy
+
+
+# Rankings: of one row one pair, or all of them.
+
+RATED = [("A", 5.0), ("B", 1.0), ("C", 5.0), ("D", 3.5)]
+RATED_ROW = {
+    "instruction": "Hi",
+    "category": "greeting",
+    "completions": [{"response": text, "overall_score": score} for text, score in RATED],
+}
+RANKED_ROW = {
+    "prompt": "Hi",
+    "answers": [{"answer": t, "rank": r} for t, r in (("A", 3), ("B", 1), ("C", 2))],
+}
+
+
+def compared(rows) -> list[tuple[str, str, float | None]]:
+    return [(pair.chosen[0].content, pair.rejected[0].content, pair.margin) for pair in rows]
+
+
+def test_a_reward_model_gets_every_two_answers_with_different_scores():
+    """Scores 5, 1, 5, 3.5: the tie A, C is no comparison; the best against the worst comes first."""
+    data = table(RATED_ROW)
+    rows = convert(data, detect(data, wanted="pair"), every_pair=True)
+    assert compared(rows) == [
+        ("A", "B", 4.0),
+        ("A", "D", 1.5),
+        ("C", "D", 1.5),
+        ("C", "B", 4.0),
+        ("D", "B", 2.5),
+    ]
+    assert {(row.category, row.source) for row in rows} == {("greeting", Source("data.jsonl", 1))}
+    assert compared(convert(data, detect(data, wanted="pair"))) == [("A", "B", 4.0)]
+
+
+def test_ranks_give_every_pair_without_margins():
+    data = table(RANKED_ROW)
+    rows = convert(data, detect(data, wanted="pair"), every_pair=True)
+    assert compared(rows) == [("B", "A", None), ("B", "C", None), ("C", "A", None)]
+
+
+def test_answers_that_are_all_alike_stay_one_tie_to_be_counted():
+    row = {"prompt": "Hi", "answers": [{"answer": "A", "rank": 2}, {"answer": "B", "rank": 2}]}
+    (only,) = convert(table(row), detect(table(row), wanted="pair"), every_pair=True)
+    assert only.margin == 0.0
