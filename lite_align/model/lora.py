@@ -24,7 +24,7 @@ from lite_align.recipe import PROJECTIONS, LoraOptions
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model's modules."""
 
 
@@ -176,7 +176,7 @@ def _named(model: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Parameter]]
         for part in ("lora_A", "lora_B"):
             ending = f".{part}.{adapter}.weight"
             if name.endswith(ending):
-                yield f"{_PREFIX}{name.removesuffix(ending)}.{part}.weight", parameter
+                yield f"{PREFIX}{name.removesuffix(ending)}.{part}.weight", parameter
 
 
 def tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
