@@ -70,6 +70,7 @@ def make_model(folder: Path, size: str, vocabulary: int | None = None) -> Path:
     A vocabulary other than that of the size changes embedding and head alone: the tokenizer, and so every row, stays
     the same, and the added tokens are never used.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     shape = SIZES[size] | ({"vocab_size": vocabulary} if vocabulary else {})
     target = folder / f"llama-{size}-{shape['vocab_size']}"
     if (target / "model.safetensors").exists():

@@ -15,8 +15,10 @@ from lite_align.recipe.schema import (
     PPORecipe,
     Recipe,
     RewardRecipe,
+    SFTLossOptions,
     SFTRecipe,
     SpeedOptions,
+    TrainOn,
     TrainOptions,
 )
 
@@ -35,8 +37,10 @@ __all__ = [
     "Recipe",
     "Resolved",
     "RewardRecipe",
+    "SFTLossOptions",
     "SFTRecipe",
     "SpeedOptions",
+    "TrainOn",
     "TrainOptions",
     "document",
     "drift_classes",

@@ -16,6 +16,7 @@ FREE: dict[str, Any] = {"drift": "free"}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Auto = Literal["auto"]
+TrainOn = Literal["all_turns", "last_turn", "all_tokens"]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInteger = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -149,6 +150,16 @@ class LossOptions(Block):
     )
     options: dict[str, float] = Field(
         default={}, description="Further options of the named loss: {margin: 0.5}.", json_schema_extra=REFUSE
+    )
+
+
+class SFTLossOptions(Block):
+    """Log-loss of supervised fine-tuning: the mean over all trained tokens of an optimiser step."""
+
+    train_on: TrainOn = Field(
+        default="all_turns",
+        description="Tokens that are trained: every answer, the last one, or all. Raw texts: all.",
+        json_schema_extra=REFUSE,
     )
 
 
@@ -300,6 +311,7 @@ class SFTRecipe(Block):
     model: ModelOptions = ModelOptions()
     data: DataOptions = DataOptions()
     lora: LoraOptions = LoraOptions()
+    loss: SFTLossOptions = SFTLossOptions()
     train: TrainOptions = TrainOptions()
     speed: SpeedOptions = SpeedOptions()
 
