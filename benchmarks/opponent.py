@@ -162,17 +162,28 @@ def train(make: Callable[[str, Any], Any]) -> tuple[list[Step], int]:
 
 def sorted_rows(work: Work) -> list[dict[str, Any]]:
     """The rows, the longest first: rows of like length stand in one batch."""
+    return longest_first(
+        work,
+        read_rows(Path(work.rows)),
+        lambda row: [row["prompt"] + row[side] for side in ("chosen", "rejected")],
+    )
+
+
+def longest_first(
+    work: Work, rows: list[dict[str, Any]], conversations: Callable[[dict[str, Any]], list[Any]]
+) -> list[dict[str, Any]]:
+    """Rows by the tokens of their longest conversation."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work.model)
 
     def length(row: dict[str, Any]) -> int:
         return max(
-            len(tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=True, return_dict=False))
-            for side in ("chosen", "rejected")
+            len(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+            for messages in conversations(row)
         )
 
-    return sorted(read_rows(Path(work.rows)), key=length, reverse=True)
+    return sorted(rows, key=length, reverse=True)
 
 
 def quantization() -> Any:

@@ -143,6 +143,14 @@ def make_rows(
     ]
 
 
+def make_conversations(
+    model: Path, count: int, *, prompt_tokens: float = PROMPT, answer_tokens: float = ANSWER
+) -> list[dict]:
+    """Conversations of one question and one answer: the chosen ones of `make_rows`."""
+    rows = make_rows(model, count, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    return [{"messages": row["prompt"] + row["chosen"]} for row in rows]
+
+
 def write_rows(path: Path, rows: list[dict]) -> Path:
     """Write rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
