@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from lite_align import __version__
-from lite_align.cli import chat, data, inspect, train
+from lite_align.cli import chat, data, export, inspect, train
 from lite_align.errors import LiteAlignError, UserError
 
 app = typer.Typer(
@@ -42,11 +42,13 @@ def _root(
 
 
 for _verb in (
+    train.sft,
     train.dpo,
     train.run,
     data.check,
     inspect.report,
     chat.chat,
+    export.export,
     inspect.doctor,
     inspect.losses,
     inspect.runs,
