@@ -92,7 +92,7 @@ def prepare(work: Work, precision: str, sets: Sequence[str]) -> Prepared:
     read = rows.read(PAIRS, recipe.data, recipe.data.path)
     loaded = load.load_model(recipe.model, device="cpu", speed=recipe.speed)
     rendered = rows.render(PAIRS, read.rows, Renderer(loaded.tokenizer), recipe.data)
-    assert len(rendered.trees) == work.pairs, "both sides must train on the same pairs"
+    assert len(rendered.trees) == work.examples, "both sides must train on the same pairs"
     trees = passes.laid_out(rendered.trees, share_prompts=recipe.speed.share_prompts)
     backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed, speed=recipe.speed)
     wish = recipe.model.gradient_checkpointing

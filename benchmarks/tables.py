@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.dpo import CASES, Case
+from benchmarks.cases import Case
+from benchmarks.dpo import CASES
 from benchmarks.dpo import RESULT as DPO
 from benchmarks.figure import PICTURE
 from benchmarks.scaling import RESULT as SCALING
@@ -68,8 +69,8 @@ def goal_cells(case: Case, result: dict[str, Any] | None) -> list[str]:
     sides = result["sides"]
     ratio = compare(sides, LITE, opponents(sides))
     return [
-        spread(sides[ratio.against]["seconds_per_pair"]),
-        spread(sides[LITE]["seconds_per_pair"]),
+        spread(sides[ratio.against]["seconds_per_example"]),
+        spread(sides[LITE]["seconds_per_example"]),
         f"**{ratio.speed:.2f}x** (goal: at least {case.speed:g})",
         f"**{ratio.memory:.2f}x** (goal: at most {case.memory:g})",
     ]
@@ -86,9 +87,9 @@ def counted(cases: dict[str, Any]) -> str:
         for result in cases.get(name, {}).get("epochs", {}).values():
             sides = result["sides"]
             ours = {key: figure["median"] for key, figure in sides[LITE].items()}
-            theirs = sides[compare(sides, LITE, opponents(sides)).against]["tokens_per_pair"]["median"]
+            theirs = sides[compare(sides, LITE, opponents(sides)).against]["tokens_per_example"]["median"]
             return (
-                f"Counted in {described(case)}: {ours['tokens_per_pair']:.0f} tokens a pair, TRL {theirs:.0f} with "
+                f"Counted in {described(case)}: {ours['tokens_per_example']:.0f} tokens a pair, TRL {theirs:.0f} with "
                 f"padding; {ours['products_per_microbatch']:.0f} matrix products a micro-batch; "
                 f"{ours['saved_bytes_per_token'] / 1000:.0f} kB a token saved for the backward pass."
             )

@@ -26,8 +26,10 @@ from lite_align.recipe.schema import (
     PPORecipe,
     Recipe,
     RewardRecipe,
+    SFTLossOptions,
     SFTRecipe,
     SpeedOptions,
+    TrainOn,
     TrainOptions,
 )
 
@@ -47,8 +49,10 @@ __all__ = [
     "Recipe",
     "Resolved",
     "RewardRecipe",
+    "SFTLossOptions",
     "SFTRecipe",
     "SpeedOptions",
+    "TrainOn",
     "TrainOptions",
     "document",
     "drift_classes",
