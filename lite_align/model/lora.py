@@ -212,8 +212,8 @@ def check_shapes(
     for name in linears(model):
         if name.rpartition(".")[2] in targets:
             layer: Any = model.get_submodule(name)
-            expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
-            expected[f"{_PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
+            expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
+            expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
     _refuse(_differences(found, expected))
 
 
