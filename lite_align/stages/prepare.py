@@ -55,7 +55,7 @@ def prepare(
         examples, dropped = render(kind, read, recipe, renderer, view)
     resolved = session.settle_held_out(resolved, len(examples))
     train, held_out = split(kind, examples, resolved.recipe, renderer)
-    resolved = procedure.settle(resolved)
+    resolved = procedure.settle(resolved, train)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
     total = session.total_steps(resolved.recipe, len(train))
     amount = resources.Amount.of(
@@ -65,6 +65,7 @@ def prepare(
         examples=len(train),
         steps=total,
         has_reference=procedure.has_reference,
+        scores_mismatched=procedure.scores_mismatched,
     )
     resolved, forecast = resources.settle(resolved, amount, machine)
     hashes = {

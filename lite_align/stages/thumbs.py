@@ -20,6 +20,10 @@ def _texts(row: Rated) -> Iterator[str]:
     return (turn.content for turn in (*row.prompt, *row.answer))
 
 
+def _about(row: Rated) -> str:
+    return "thumb up" if row.label else "thumb down"
+
+
 def _sequences(
     renderer: "Renderer", rows: Sequence[Rated], options: DataOptions
 ) -> "list[Sequences | Unusable]":
@@ -46,5 +50,6 @@ THUMBS = Kind(
     texts=_texts,
     sequences=_sequences,
     answers=("answer",),
+    about=_about,
 )
 """A tree of one leaf each; `data.mismatch` puts those with one prompt together."""
