@@ -209,6 +209,7 @@ def data_record(prepared: Prepared[Any]) -> dict[str, Any]:
     return {
         "name": table.name,
         "format": detection.name,
+        "kind": prepared.kind.noun,
         "share": detection.share,
         "rows": len(table.rows),
         "kept": len(prepared.train) + len(prepared.held_out),
