@@ -173,7 +173,7 @@ def for_thumbs(chart: Chart) -> Chart:
 
 
 def draw(folder: RunFolder, chart: Chart) -> Curve | None:
-    """One chart as SVG without header, ids or fixed size; None if there is nothing to see: no points, or all on the level."""
+    """One chart as SVG without header, ids or fixed size; None without points off its level."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -20,7 +20,7 @@ def test_reset_forgets():
 
 
 def test_no_example_has_no_mean():
-    assert means(["loss"], torch.tensor([0.0, 0.0])) == {}
+    assert means(["loss"], torch.tensor([[0.0], [0.0]])) == {}
 
 
 def test_sums_carry_no_graph():
