@@ -11,6 +11,7 @@ from lite_align.losses import unpaired
 from lite_align.model.backbone import Backbone
 from lite_align.recipe import DPORecipe, Resolved, fill_options
 from lite_align.stages import answers, passes, rows
+from lite_align.stages.dpo import loss_options
 from lite_align.stages.kto import (
     KTO,
     ThumbSet,
@@ -52,7 +53,7 @@ class KTOProcedure(PreferenceProcedure[Rated]):
         """Fill the weights of the thumbs by how many there are of either kind.
 
         Raises:
-            DataError: one kind is held out altogether.
+            DataError: one kind is held out altogether, or all answers are to one prompt.
         """
         up = sum(row.label for row, _ in examples)
         down = len(examples) - up
@@ -60,6 +61,12 @@ class KTOProcedure(PreferenceProcedure[Rated]):
             raise DataError(
                 f"LA309: {up:,} thumbs up and {down:,} down are left to train on; both are needed",
                 remedy="Add rows, or hold out fewer: --set data.held_out=0",
+            )
+        if self.scores_mismatched and len({row.prompt for row, _ in examples}) < 2:
+            raise DataError(
+                f"{resolved.recipe.loss.name} needs answers to at least two prompts: it measures from what the policy "
+                "gives to answers under prompts that are not theirs",
+                remedy="Add prompts, or use the loss that measures from 0: --set loss.name=apo_zero_unpaired",
             )
         weights = unpaired.balanced_weights(up, down)
         return fill_options(resolved, "loss.options", weights, f"{up:,} thumbs up, {down:,} down")
@@ -73,7 +80,8 @@ class KTOProcedure(PreferenceProcedure[Rated]):
     def plan(self, prepared: Prepared[Rated]) -> str:
         """Loss, beta and weights."""
         up = sum(row.label for row, _ in prepared.train)
-        weights = [f"{prepared.recipe.loss.options[name]:.3g}" for name in unpaired.WEIGHTS]
+        options = loss_options(prepared.recipe)
+        weights = [f"{options[name]:.3g}" for name in unpaired.WEIGHTS]
         return (
             f"{super().plan(prepared)} · {up:,} up weigh {weights[0]}, "
             f"{len(prepared.train) - up:,} down weigh {weights[1]}"
@@ -114,11 +122,11 @@ def thumb_sets(
     windows = windows_of(train, recipe)
     trained = [windows.step(step) for step in range(prepared.total_steps)] if mismatched else []
     measured = [(held_out.groups, held_out_stand_ins(held_out, recipe))] if mismatched else []
-    if mismatched and not any(others for _, stands in trained for others in stands):
-        raise DataError(
-            f"{recipe.loss.name} needs answers to at least two prompts: it measures what the policy gives to answers "
-            "under prompts that are not theirs",
-            remedy="Add prompts, or use the loss that measures from 0: --set loss.name=apo_zero_unpaired",
+    lonely = sum(len(b) - len(o) for window, stands in trained for b, o in zip(window, stands, strict=True))
+    if lonely:
+        view.warn(
+            f"{lonely:,} times in this run no answer fits under the prompt of a thumb (data.max_length "
+            f"{recipe.data.max_length:,}); the reference point is measured without it."
         )
     groups = [
         [own_tree(train.answered, block) for block in train.groups],

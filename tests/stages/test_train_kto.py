@@ -48,7 +48,6 @@ def done(tiny_llama, tmp_path_factory) -> Iterator[Done]:
 
 
 def test_the_plan_counts_thumbs_and_prints_their_weights(done):
-    up, down = (done.record["data"]["kept"] - done.record["data"]["held_out"], 0)
     weights = done.record["recipe"]["loss"]["options"]
     origin = done.record["provenance"]["loss.options"]
     up, down = (int(word) for word in origin.replace(",", " ").split() if word.isdigit())
@@ -125,6 +124,18 @@ def test_given_weights_stay(tiny_llama, tmp_path):
     found = thumbs(tiny_llama, tmp_path, "loss.options={desirable_weight: 3}", "train.max_steps=1")
     assert found.record["recipe"]["loss"]["options"] == {"desirable_weight": 3}
     assert "up weigh 3, " in found.out
+
+
+def test_a_prompt_under_which_no_other_answer_fits_is_counted(tiny_llama, tmp_path):
+    """A prompt of 40 words, and three answers of 40 words: together they have more than the 70 tokens of a row."""
+    lines = [
+        {"prompt": f"{n} " + "dog " * n, "completion": "fox " * m + f"{n}", "label": n % 2 == 0}
+        for n, m in ((40, 2), (3, 40), (4, 40), (5, 40))
+    ]
+    sets = ("data.held_out=0", "data.max_length=70", "train.max_steps=1")
+    found = thumbs(tiny_llama, tmp_path, *sets, lines=lines)
+    assert found.path is not None
+    assert "1 times in this run no answer fits under the prompt of a thumb" in " ".join(found.out.split())
 
 
 def test_one_kind_of_thumb_that_is_held_out_altogether_is_told(tiny_llama, tmp_path):
