@@ -284,6 +284,7 @@ class Backbone:
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        batch_size: int = 16,
     ) -> list[tuple[int, ...]]:
         """Answers to prompts as token ids, the stop id included; see `model.generate`."""
         pad = self.loaded.tokenizer.pad_token_id
@@ -297,6 +298,7 @@ class Backbone:
                 temperature=temperature,
                 pad_id=pad if isinstance(pad, int) else 0,
                 seed=seed,
+                batch_size=batch_size,
             )
 
     # Adapters.
