@@ -12,7 +12,7 @@ from lite_align.data.types import Conversation, Message
 from lite_align.errors import UserError
 from lite_align.evaluate.folder import is_number
 from lite_align.model.backbone import Backbone, Role
-from lite_align.stages.pairs import to_batch
+from lite_align.stages.passes import to_batch
 from lite_align.train.finished import FinishedRun, attach, read_finished
 
 
