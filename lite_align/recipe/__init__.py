@@ -14,6 +14,15 @@ from lite_align.recipe.load import (
     resolve_auto,
     stage_of,
 )
+from lite_align.recipe.pipeline import (
+    CONTINUES,
+    TRAINS,
+    Pipeline,
+    ScoreOptions,
+    Step,
+    is_pipeline,
+    load_pipeline,
+)
 from lite_align.recipe.schema import (
     PROJECTIONS,
     STAGES,
@@ -35,9 +44,11 @@ from lite_align.recipe.schema import (
 )
 
 __all__ = [
+    "CONTINUES",
     "FLAGS",
     "PROJECTIONS",
     "STAGES",
+    "TRAINS",
     "DPORecipe",
     "DataOptions",
     "Key",
@@ -47,12 +58,15 @@ __all__ = [
     "PPOOptions",
     "PPORecipe",
     "PairDataOptions",
+    "Pipeline",
     "Recipe",
     "Resolved",
     "RewardRecipe",
     "SFTLossOptions",
     "SFTRecipe",
+    "ScoreOptions",
     "SpeedOptions",
+    "Step",
     "TrainOn",
     "TrainOptions",
     "document",
@@ -62,8 +76,10 @@ __all__ = [
     "flatten",
     "from_dict",
     "inherit",
+    "is_pipeline",
     "keys",
     "load",
+    "load_pipeline",
     "memory_levers",
     "nearest",
     "resolve_auto",
