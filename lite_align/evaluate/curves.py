@@ -77,7 +77,15 @@ CHARTS: tuple[Chart, ...] = (
     Chart(
         "Loss",
         (Line("loss", "training"), Line("eval/loss", "held out", SECOND, True)),
-        "Both should fall; held out rising while training falls means that the run memorises its pairs.",
+        "Both should fall; held out rising while training falls means that the run memorises its rows.",
+    ),
+    Chart(
+        "Token accuracy",
+        (
+            Line("mean_token_accuracy", "training"),
+            Line("eval/mean_token_accuracy", "held out", SECOND, True),
+        ),
+        "Share of trained tokens that no other token beats; training lines far above held-out ones are memory.",
     ),
     Chart(
         "Accuracy",
@@ -134,7 +142,7 @@ CHARTS: tuple[Chart, ...] = (
     ),
     Chart(
         "Speed",
-        (Line("examples_per_second", "pairs per second"),),
+        (Line("examples_per_second", "examples per second"),),
         "Steady is right; a sudden fall means that something else took the machine or its memory.",
     ),
 )
