@@ -18,7 +18,7 @@ from benchmarks.workload import TEMPLATE, read_rows
 TRAINED = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
 MARKED = (
     "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>"
-    "{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    "{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\\n' }}"
 )
 """The same template with the marks that SFTTrainer reads: it writes the same text, and trains what we train."""
 

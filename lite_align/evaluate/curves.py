@@ -84,6 +84,14 @@ CHARTS: tuple[Chart, ...] = (
         "Both should fall; held out rising while training falls means that the run memorises its rows.",
     ),
     Chart(
+        "Token accuracy",
+        (
+            Line("mean_token_accuracy", "training"),
+            Line("eval/mean_token_accuracy", "held out", SECOND, True),
+        ),
+        "Share of trained tokens that no other token beats; training lines far above held-out ones are memory.",
+    ),
+    Chart(
         "Accuracy",
         (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
         "Share of pairs whose chosen answer gained more than the rejected one; 0.5 is chance, 1.0 very early is "

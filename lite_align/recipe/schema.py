@@ -174,7 +174,7 @@ class SFTLossOptions(Block):
 
     train_on: TrainOn = Field(
         default="all_turns",
-        description="Tokens that are trained: every answer, the last one, or all. Raw texts: all.",
+        description="Trained: every answer, the last one, or all tokens.",
         json_schema_extra=REFUSE,
     )
 

@@ -38,7 +38,7 @@ def chats(train_on: TrainOn) -> Kind[Chat]:
     return Kind(
         wanted="chat",
         row=Chat,
-        noun="conversations",
+        noun="chats",
         lint=lint.lint_chats,
         prompt=asked,
         texts=lambda row: (turn.content for turn in row.messages),

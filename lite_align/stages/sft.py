@@ -108,10 +108,8 @@ class SFT:
         Its weight is the number of trained tokens of the whole step: a micro-batch of long answers weighs more than
         one of short ones, however the rows fall into them (LA411).
         """
-        size = self.recipe.train.batch_size
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = forest.order(len(self.train), self.recipe.train.seed, epoch)
-        rows = order[index * size : (index + 1) * size]
+        rows = by_step(len(self.train), self.recipe, epoch)[index]
         number, processes = self.process
         members = self.together(rows[number::processes])
         packs = forest.pack([tree for tree, _ in members], self.budget.tokens)
@@ -120,11 +118,7 @@ class SFT:
 
     def together(self, rows: Sequence[int]) -> list[Members]:
         """Training rows as they are computed: those that begin alike in one tree."""
-        trees = [self.train[row] for row in rows]
-        if not self.recipe.speed.share_prompts:
-            return [(tree, (row,)) for tree, row in zip(trees, rows, strict=True)]
-        shared = forest.shared(trees, self.budget.tokens)
-        return [(tree, tuple(rows[place] for place in places)) for tree, places in shared]
+        return together(self.train, rows, self.budget.tokens, share_prompts=self.recipe.speed.share_prompts)
 
     # Loss and metrics.
 
@@ -180,6 +174,23 @@ class SFT:
     def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Put a checkpoint's adapter back in place, exactly."""
         self.backbone.set_adapter_tensors(Role.POLICY, tensors["policy"])
+
+
+def by_step(examples: int, recipe: SFTRecipe, epoch: int) -> list[list[int]]:
+    """The rows of every optimiser step of an epoch, in random order."""
+    size = recipe.train.batch_size
+    order = forest.order(examples, recipe.train.seed, epoch)
+    return [order[start : start + size] for start in range(0, examples, size)]
+
+
+def together(
+    trees: Sequence[Tree], rows: Sequence[int], budget: int, *, share_prompts: bool
+) -> list[Members]:
+    """Some rows of a set of trees: those that begin alike in one tree, of at most `budget` tokens."""
+    if not share_prompts:
+        return [(trees[row], (row,)) for row in rows]
+    shared = forest.shared([trees[row] for row in rows], budget)
+    return [(tree, tuple(rows[place] for place in places)) for tree, places in shared]
 
 
 def trained_tokens(tree: Tree) -> int:

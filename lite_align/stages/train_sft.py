@@ -1,5 +1,6 @@
 """`lite-align sft DATA`: what supervised fine-tuning does of its own, from the trees to the verdict's rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lite_align.recipe import SFTRecipe
 from lite_align.stages import answers, rows
 from lite_align.stages.chats import TRAINED, chats
 from lite_align.stages.procedure import Prepared, Procedure
-from lite_align.stages.sft import SFT, TokenScores
+from lite_align.stages.sft import SFT, TokenScores, by_step, together
 from lite_align.train.faults import TokenBudget
 from lite_align.train.run import Run
 from lite_align.view import View
@@ -25,6 +26,16 @@ class SFTProcedure(Procedure[Chat]):
     def kind(self, recipe: SFTRecipe) -> rows.Kind[Chat]:
         """Conversations, trained where the recipe says."""
         return chats(recipe.loss.train_on)
+
+    def trees(self, recipe: SFTRecipe, examples: Sequence[tuple[Chat, Tree]]) -> list[Tree]:
+        """The trees of the first epoch: none is longer than the longest row, as long as the budget is not known."""
+        trees = [tree for _, tree in examples]
+        budget = recipe.train.tokens_per_microbatch
+        if budget == "auto":
+            budget = max((tree.tokens for tree in trees), default=1)
+        share = recipe.speed.share_prompts
+        steps = by_step(len(trees), recipe, 0)
+        return [tree for rows in steps for tree, _ in together(trees, rows, budget, share_prompts=share)]
 
     def plan(self, prepared: Prepared[Chat]) -> str:
         """What the loss covers."""

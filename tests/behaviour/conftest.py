@@ -56,12 +56,13 @@ def settings(**changes: object) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Job:
-    """One command line of `lite-align dpo`, as the stage gets it."""
+    """One command line of a training verb, as the stage gets it."""
 
     data: Path
     model: Path
     out: Path
     recipe: dict[str, object]
+    stage: str = "dpo"
 
     def changed(self, **changes: object) -> "Job":
         """The same job with other settings."""
@@ -75,7 +76,7 @@ class Job:
         from lite_align.view import View
 
         flags = {"model.name": str(self.model), **self.recipe}
-        resolved = load("dpo", data=str(self.data), flags=flags)
+        resolved = load(self.stage, data=str(self.data), flags=flags)
         folder = train(resolved, CommandOptions(self.out, resume, accept), View(quiet=True))
         assert folder is not None
         return folder
@@ -83,7 +84,7 @@ class Job:
     def arguments(self, *more: str) -> list[str]:
         """The same as a command line."""
         sets = [f"--set={key}={value}" for key, value in self.recipe.items()]
-        return ["dpo", str(self.data), "--model", str(self.model), "--out", str(self.out), *sets, *more]
+        return [self.stage, str(self.data), "--model", str(self.model), "--out", str(self.out), *sets, *more]
 
     def metrics(self) -> list[dict[str, float]]:
         """Rows of metrics.jsonl without speeds."""

@@ -4,12 +4,26 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import cases, dpo, figure, opponent, record, scaling, shortcuts, tables
+from benchmarks import (
+    cases,
+    dpo,
+    figure,
+    lite_sft,
+    opponent,
+    opponent_sft,
+    record,
+    scaling,
+    sft,
+    shortcuts,
+    sides,
+    tables,
+)
 from benchmarks.sides import LITE, Step, Work, compare, summary, timing
 from lite_align.recipe.schema import SpeedOptions
 
@@ -257,3 +271,48 @@ def tokens_of(folder: Path, rows: list[dict[str, Any]]) -> tuple[float, float]:
         once += len(chosen) + len(rejected) - alike
         apart += len(chosen) + len(rejected)
     return once / len(rows), apart / len(rows)
+
+
+# SFT.
+
+
+def test_a_measured_case_of_sft_has_a_table_of_its_own(tmp_path: Path):
+    record.add(tmp_path / sft.RESULT.name, "15m/nf4", case(ours=0.25, theirs=0.5))
+    text = tables.section(tmp_path)
+    assert (
+        "| model, precision | epochs | TRL, CPU s a row | lite-align | rows per CPU second | memory |" in text
+    )
+    assert (
+        "| 15M, nf4 | 1 | 0.500 (0.500–0.500) | 0.250 (0.250–0.250) | **2.00x** (goal: at least 1.8) |"
+        in text
+    )
+    assert "Measured on A processor" in text
+
+
+def test_both_sides_of_sft_train_alike():
+    from benchmarks.lite_sft import resolve
+
+    recipe = resolve(Work("tiny", "rows.jsonl", examples=8, epochs=3), "nf4", [])
+    flags = {name: flag.value for name, flag in opponent_sft.SFT_FLAGS.items()}
+    assert recipe.loss.train_on == "all_turns"
+    assert flags["assistant_only_loss"]
+    assert recipe.train.batch_size == flags["per_device_train_batch_size"]
+    assert recipe.lora.dropout == 0
+    assert all(flag.reason for flag in (*opponent_sft.SFT_FLAGS.values(), *opponent_sft.LAYOUTS.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.trl
+def test_a_small_comparison_of_sft_trains_the_same_tokens_from_the_same_loss(tmp_path: Path):
+    work = sft.work_of(tmp_path, sft.TOY["toy/bf16"])
+    ours = sides.run(lite_sft.side("bf16"), replace(work, threads=1))
+    theirs = [
+        sides.run(opponent_sft.sides("bf16")[f"{TRL}, {layout}"], replace(work, threads=1))
+        for layout in opponent_sft.LAYOUTS
+    ]
+    for found in theirs:
+        assert found["trained_tokens"] == ours["trained_tokens"]
+        assert found["start_loss"] == pytest.approx(ours["start_loss"], abs=2e-3)
+        assert min(found["seconds_per_example"], ours["seconds_per_example"]) > 0
+    padded, unpadded = (found["tokens_per_example"] for found in theirs)
+    assert unpadded == ours["tokens_per_example"] < padded

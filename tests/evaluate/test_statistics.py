@@ -11,6 +11,7 @@ from lite_align.evaluate.statistics import (
     bracket,
     mean,
     percent,
+    ratio,
     share_above_zero,
     sign_test,
     wilson,
@@ -63,3 +64,17 @@ def test_sign_test_is_the_binomial_tail() -> None:
 def test_shares_for_reading() -> None:
     assert (percent(0.784), percent(0.9984, 1)) == ("78 %", "99.8 %")
     assert bracket(wilson(24, 40)) == "[45 %, 74 %]"
+
+
+def test_a_ratio_weighs_rows_by_their_size_and_has_the_interval_of_rows() -> None:
+    # Values 2, 6 on sizes 2, 2: ratio 2, residuals -2, 2 over the mean size 2: -1, 1. Their t interval of two has
+    # the half width 12.7062 * sqrt(2) / sqrt(2).
+    found = ratio([2.0, 6.0], [2.0, 2.0])
+    assert (found.value, found.high) == pytest.approx((2.0, 2.0 + 12.7062), abs=1e-3)
+    assert found.low == pytest.approx(2.0 - 12.7062, abs=1e-3)
+    # Equal sizes: that of the mean. A common factor of all rows is no spread at all.
+    values = [1.0, 2.0, 4.0, 3.0]
+    assert ratio(values, [1.0] * 4) == mean(values)
+    same = ratio([3.0, 30.0, 9.0], [1.0, 10.0, 3.0])
+    assert (same.value, same.low, same.high) == pytest.approx((3.0, 3.0, 3.0))
+    assert ratio([1.0], [2.0]).low == -math.inf
