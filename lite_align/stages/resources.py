@@ -249,7 +249,10 @@ def seconds(size: Sizes, layout: Layout, amount: Amount, rate: Rate) -> float:
         operations += amount.evaluations * flops.forward(size, held_out, rank=rank)
     passes = max(amount.steps, amount.epochs * train.tokens / layout.tokens)
     once = (train.tokens + held_out.tokens) * amount.has_reference
-    without_gradient = (once + amount.evaluations * held_out.tokens) / layout.tokens
+    evaluated = amount.evaluations * held_out.tokens
+    if amount.scores_mismatched:
+        evaluated += 2 * amount.epochs * train.tokens + evaluated
+    without_gradient = (once + evaluated) / layout.tokens
     unpacked = passes * (2 + layout.recomputed / size.layers) + without_gradient
     return operations / rate.operations / SHARE[layout.device] + unpacked * rate.unpacking
 
