@@ -285,6 +285,7 @@ class Backbone:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        batch_size: int = 16,
         tell: Callable[[int], None] | None = None,
     ) -> list[tuple[int, ...]]:
         """Answers to prompts as token ids, the stop id included; see `model.generate`."""
@@ -300,6 +301,7 @@ class Backbone:
                 top_p=top_p,
                 pad_id=pad if isinstance(pad, int) else 0,
                 seed=seed,
+                batch_size=batch_size,
                 tell=tell,
             )
 

@@ -13,6 +13,15 @@ from lite_align.recipe.load import (
     resolve_auto,
     stage_of,
 )
+from lite_align.recipe.pipeline import (
+    CONTINUES,
+    TRAINS,
+    Pipeline,
+    ScoreOptions,
+    Step,
+    is_pipeline,
+    load_pipeline,
+)
 from lite_align.recipe.schema import (
     PROJECTIONS,
     STAGES,
@@ -31,9 +40,11 @@ from lite_align.recipe.schema import (
 )
 
 __all__ = [
+    "CONTINUES",
     "FLAGS",
     "PROJECTIONS",
     "STAGES",
+    "TRAINS",
     "DPORecipe",
     "DataOptions",
     "Key",
@@ -42,11 +53,14 @@ __all__ = [
     "ModelOptions",
     "PPOOptions",
     "PPORecipe",
+    "Pipeline",
     "Recipe",
     "Resolved",
     "RewardRecipe",
     "SFTRecipe",
+    "ScoreOptions",
     "SpeedOptions",
+    "Step",
     "TrainOptions",
     "document",
     "drift_classes",
@@ -54,8 +68,10 @@ __all__ = [
     "flatten",
     "from_dict",
     "inherit",
+    "is_pipeline",
     "keys",
     "load",
+    "load_pipeline",
     "memory_levers",
     "nearest",
     "resolve_auto",
