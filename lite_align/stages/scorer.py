@@ -42,6 +42,11 @@ class Scorer:
         self._backbone = backbone
         self._renderer = Renderer(backbone.loaded.tokenizer)
         section = run.record.get("reward") or {}
+        suffix = section.get("judge_suffix")
+        # A judge's turn after the answer; of the turn that it opens, only the opening is read.
+        self._judge = (
+            () if suffix is None else (Message("user", str(suffix)), Message("assistant", "An answer"))
+        )
         mean, std = section.get("mean"), section.get("std")
         self._scale = (float(mean), float(std)) if is_number(mean) and is_number(std) and std > 0 else None
 
@@ -73,8 +78,9 @@ class Scorer:
     @torch.no_grad()
     def __call__(self, conversation: Conversation, answer: str) -> Score:
         """The score of an answer at the end of a conversation."""
-        rendered = self._renderer.conversation(conversation, (Message("assistant", answer),))
-        tree = forest.grow(0, [up_to_score(rendered)])
+        turns = (Message("assistant", answer), *self._judge)
+        rendered = self._renderer.conversation(conversation, turns)
+        tree = forest.grow(0, [up_to_score(rendered, judged=bool(self._judge))])
         with self._backbone.role(Role.REWARD):
             raw = float(self._backbone.scores(to_batch([tree], self._backbone.device)))
         if self._scale is None:
