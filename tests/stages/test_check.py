@@ -126,10 +126,10 @@ def test_other_kinds_of_rows_are_checked_too(tmp_path):
     assert "3 usable conversations" in run(write(tmp_path, [chat] * 3))
     rated = [{"prompt": "Hi", "completion": f"Hello {n}.", "label": n > 0} for n in range(3)]
     assert "3 usable rated answers" in run(write(tmp_path, rated))
-    shown = run(write(tmp_path, [*rated, rated[0]]), model="tiny", show=1, max_dropped=0.5)
+    shown = run(write(tmp_path, [*rated, rated[0]]), model="tiny", show=1, sets=["data.max_dropped=0.5"])
     assert "1 by LA302" in shown
     assert "thumb down" in shown
-    assert "lite-align dpo rows.jsonl --set loss.name=kto" in " ".join(shown.split())
+    assert "rows.jsonl --set loss.name=kto" in " ".join(shown.split())
     assert "2 usable prompts" in run(write(tmp_path, [{"prompt": "Hi"}, {"prompt": "Ho"}]))
 
 
