@@ -87,7 +87,7 @@ def test_a_file_without_usable_rows_is_not_written(tmp_path):
 def test_with_a_model_it_counts_tokens_and_shows_masks(tmp_path, tiny_llama):
     file = write(tmp_path, [*rows(40), {"prompt": "p", "chosen": "word " * 600, "rejected": "b"}])
     text = run(file, model=str(tiny_llama), show=1, sets=["data.max_length=128"])
-    assert "tokens in the longer answer with its prompt" in text
+    assert "tokens in the longest answer with its prompt" in text
     assert "1 by LA208" in text
     assert f"{file}:41" in text
     assert "legend" in text
