@@ -86,25 +86,18 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
 
 
 def procedure_of(recipe: Any) -> Procedure[Any]:
-<<<<<<< HEAD
     """What the verb of a recipe does: preference training by what the loss learns from.
 
     Raises:
         RecipeError: the stage is not built yet, or there is no such loss.
     """
-=======
-    """The procedure of a recipe's stage; RecipeError if this version has none."""
->>>>>>> main
     if recipe.stage not in PROCEDURES:
         raise RecipeError(
             f"The stage {recipe.stage} is not part of this version",
             remedy=f"These are: {', '.join(PROCEDURES)}.",
         )
-<<<<<<< HEAD
     if recipe.stage == "dpo" and catalogue.find(recipe.loss.name).rows == "thumbs":
         return KTOProcedure(scores_mismatched=catalogue.find(recipe.loss.name).needs_zero)
-=======
->>>>>>> main
     return PROCEDURES[recipe.stage]
 
 
