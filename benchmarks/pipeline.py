@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, record
+from lite_align.evaluate import scores
+from lite_align.evaluate.folder import read
 from lite_align.evaluate.statistics import Interval, mean
 from lite_align.recipe import load_pipeline
 
@@ -43,15 +45,15 @@ def run(recipe: Path, seed: int, folder: Path, sets: Sequence[str]) -> dict[str,
     started = time.perf_counter()
     subprocess.run([*command, "--quiet", *(f"--set={text}" for text in sets)], check=True)
     seconds = time.perf_counter() - started
-    scores = json.loads((folder / "score.json").read_text(encoding="utf-8"))
+    rule = json.loads((folder / "score.json").read_text(encoding="utf-8"))
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
         "sft_loss": held_out_loss(folder / "sft"),
         "reward": reward_accuracy(folder / "reward"),
-        "rows": scores["rows"],
-        "before": scores["before"],
-        "samples": scores["samples"],
+        "rows": rule["rows"],
+        "before": rule["before"],
+        "samples": rule["samples"],
     }
 
 
@@ -69,10 +71,10 @@ def held_out_loss(folder: Path) -> dict[str, float]:
     }
 
 
-def reward_accuracy(folder: Path) -> dict[str, Any]:
-    """Held-out pairs that the reward model ranks right, with the interval of its record."""
-    reward = json.loads((folder / "run.json").read_text(encoding="utf-8"))["reward"]
-    return {name: reward[name] for name in ("accuracy", "longer_wins", "pairs") if name in reward}
+def reward_accuracy(folder: Path) -> dict[str, float]:
+    """Held-out pairs that the reward model ranks right, and how often the longer answer is the chosen one."""
+    found = scores.measure(scores.measured(read(folder).held_out))
+    return {"accuracy": found.accuracy.value, "longer_wins": found.longer.value, "pairs": found.count}
 
 
 def gains(runs: Sequence[dict[str, Any]], name: str, category: str | None) -> tuple[Interval, list[float]]:
