@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import figure, record, tables
 from benchmarks.gpu import tables as gpu_tables
 from lite_align.data.formats import FORMATS
-from lite_align.losses.preference import markdown_table
+from lite_align.losses.catalogue import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 

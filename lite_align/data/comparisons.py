@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lite_align.data.forest import grow
+from lite_align.data.forest import grow, whole
 from lite_align.data.types import Conversation, Message, Pair, Rendered, Tree
 
 _OPENED = Message("assistant", "An answer")
@@ -55,12 +55,6 @@ class Scored(NamedTuple):
         prompt = sides[0].trained.index(True)
         chosen, rejected = (side.ids for side in sides)
         return cls(pair, prompt, chosen, rejected, (sum(sides[0].trained), sum(sides[1].trained)))
-
-
-def whole(tree: Tree, leaf: int) -> Rendered:
-    """Root and one leaf of a tree as the sequence that they were grown from."""
-    answer = tree.leaves[leaf]
-    return Rendered(tree.root + answer.ids, tree.root_trained + answer.trained)
 
 
 def by_prompt(pairs: Iterable[Scored]) -> list[list[Scored]]:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from lite_align.data.types import Leaf, Rendered, Tree
 
+SHORTEST_ROOT = 16
+"""Tokens that are worth sharing: the header that a template writes before every conversation is not."""
+
 
 class Segment(NamedTuple):
     """Row positions `start:stop` that attend to `shared_start:shared_stop`, then causally to themselves.
@@ -152,6 +155,78 @@ def grow(key: int, sequences: Sequence[Rendered]) -> Tree:
     first = sequences[0]
     leaves = tuple(Leaf(sequence.ids[size:], sequence.trained[size:]) for sequence in sequences)
     return Tree(key, first.ids[:size], first.trained[:size], leaves)
+
+
+def whole(tree: Tree, leaf: int) -> Rendered:
+    """Root and one leaf of a tree as the sequence that they were grown from."""
+    answer = tree.leaves[leaf]
+    return Rendered(tree.root + answer.ids, tree.root_trained + answer.trained)
+
+
+def single(key: int, sequence: Rendered) -> Tree:
+    """Make a tree of one sequence: the root is what stands before the first trained token.
+
+    Raises:
+        ValueError: no token is trained, or the first one is (nothing could predict it).
+    """
+    first = sequence.trained.index(True)
+    if first == 0:
+        raise ValueError("the first token of a sequence cannot be trained: no token stands before it")
+    leaf = Leaf(sequence.ids[first:], sequence.trained[first:])
+    return Tree(key, sequence.ids[:first], sequence.trained[:first], (leaf,))
+
+
+def shared(
+    trees: Sequence[Tree], budget: int, *, shortest: int = SHORTEST_ROOT
+) -> list[tuple[Tree, tuple[int, ...]]]:
+    """Put trees of one leaf that begin alike into trees with several leaves, so that as few tokens as possible stay.
+
+    In lexical order trees that begin alike are neighbours; the best way to cut that order into stretches is found by
+    dynamic programming. The result depends on nothing but the arguments.
+
+    Args:
+        trees: N trees of one leaf each.
+        budget: tokens of a tree with several leaves, at most.
+        shortest: tokens that are worth sharing.
+
+    Returns each new tree (its key is that of its first leaf) with the indices of the trees that its leaves were.
+    """
+    sequences = [whole(tree, 0) for tree in trees]
+    columns = [tuple(zip(one.ids, one.trained, strict=True)) for one in sequences]
+    order = sorted(range(len(trees)), key=lambda index: (columns[index], index))
+    alike = [_alike(columns[a], columns[b]) for a, b in zip(order, order[1:])]
+    least, cut = [0], [0]  # of the first n trees in order: the tokens, and where the last stretch begins
+    for stop in range(1, len(order) + 1):
+        sizes = len(columns[order[stop - 1]])
+        best, begin = least[stop - 1] + sizes, stop - 1
+        root = sizes - 1  # every leaf keeps a token
+        for start in range(stop - 2, -1, -1):
+            size = len(columns[order[start]])
+            root, sizes = min(root, alike[start], size - 1), sizes + size
+            tokens = sizes - root * (stop - start - 1)
+            if root < shortest or tokens > budget:
+                break
+            if least[start] + tokens < best:
+                best, begin = least[start] + tokens, start
+        least.append(best)
+        cut.append(begin)
+    stretches: list[tuple[int, ...]] = []
+    stop = len(order)
+    while stop:
+        stretches.append(tuple(order[cut[stop] : stop]))
+        stop = cut[stop]
+    return [
+        (
+            trees[rows[0]] if len(rows) == 1 else grow(trees[rows[0]].key, [sequences[row] for row in rows]),
+            rows,
+        )
+        for rows in reversed(stretches)
+    ]
+
+
+def _alike(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many first items two sequences have in common."""
+    return next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def apart(tree: Tree) -> Tree:

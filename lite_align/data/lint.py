@@ -1,4 +1,4 @@
-"""What preference pairs can be wrong about without being malformed: found, counted, left out, named by row."""
+"""What rows can be wrong about without being malformed: found, counted, left out, named by row."""
 
 import json
 import os
@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from lite_align.data.sources import RawTable
-from lite_align.data.types import Conversation, Pair, Source
+from lite_align.data.types import Chat, Conversation, Pair, Row, Source
 from lite_align.errors import DataError, UserError
 
 RULES = {
     "LA101": "unreadable",
     "LA106": "prompt or scores contradict the columns",
-    "LA205": "turns that the chat template cannot write",
+    "LA205": "no answer, or turns that the chat template cannot write",
     "LA206": "control tokens in text",
     "LA207": "rewritten by the chat template",
     "LA208": "too long",
@@ -35,7 +36,7 @@ _DOMINANT = 0.8
 
 @dataclass(frozen=True)
 class Dropped:
-    """A pair that is left out, and why."""
+    """A row that is left out, and why."""
 
     source: Source
     reason: str
@@ -52,21 +53,24 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
-class Lint:
-    """The pairs to train on, those left out by rule, and warnings."""
+RowT = TypeVar("RowT", bound=Row)
 
-    kept: list[Pair]
+
+@dataclass(frozen=True)
+class Lint(Generic[RowT]):
+    """The rows to train on, those left out by rule, and warnings."""
+
+    kept: list[RowT]
     dropped: dict[str, list[Dropped]]
     warnings: list[Finding]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of pairs left out by each rule."""
+        """Number of rows left out by each rule."""
         return {rule: len(rows) for rule, rows in self.dropped.items()}
 
 
-def lint_pairs(pairs: Sequence[Pair]) -> Lint:
+def lint_pairs(pairs: Sequence[Pair]) -> Lint[Pair]:
     """Leave out pairs that teach nothing or contradict each other, and warn of biases in the rest.
 
     Left out: LA301 identical answers, LA303 empty answers, LA308 equal scores, LA302 repetitions (the first
@@ -83,6 +87,29 @@ def lint_pairs(pairs: Sequence[Pair]) -> Lint:
             dropped.setdefault(fault[0], []).append(Dropped(pair.source, fault[1]))
     kept = _without_repetitions(meaningful, dropped)
     return Lint(kept, dict(sorted(dropped.items())), _warnings(kept))
+
+
+def lint_chats(chats: Sequence[Chat]) -> Lint[Chat]:
+    """Leave out conversations that teach nothing, and warn of what is odd about the rest.
+
+    Left out: LA205 no answer, LA303 empty answers, LA302 repetitions (the first stays; other answers to the same
+    prompt stay too). Warnings: LA205 turns of the assistant before the first question, LA306.
+    """
+    dropped: dict[str, list[Dropped]] = {}
+    kept: list[Chat] = []
+    first: dict[tuple[bool, _Turns], Source] = {}
+    for chat in chats:
+        key = (chat.raw, _turns_key(chat.messages))
+        fault = _chat_fault(chat)
+        if fault is None and key in first:
+            fault = "LA302", f"repeats {first[key]}"
+        if fault is not None:
+            dropped.setdefault(fault[0], []).append(Dropped(chat.source, fault[1]))
+            continue
+        first[key] = chat.source
+        kept.append(chat)
+    found = [_openings(kept), _dominance(kept, "conversations")]
+    return Lint(kept, dict(sorted(dropped.items())), [finding for finding in found if finding is not None])
 
 
 _Turns = tuple[tuple[str, str], ...]
@@ -109,6 +136,29 @@ def _fault(pair: Pair, key: _Key) -> tuple[str, str] | None:
     return None
 
 
+def _chat_fault(chat: Chat) -> tuple[str, str] | None:
+    """Return rule and reason where a conversation by itself teaches nothing."""
+    answers = [turn.content for turn in chat.messages if turn.role == "assistant"]
+    if not answers or chat.messages[-1].role != "assistant":
+        return "LA205", "ends without an answer"
+    if not all(text.strip() for text in answers):
+        return "LA303", "an answer is empty"
+    return None
+
+
+def _openings(chats: Sequence[Chat]) -> Finding | None:
+    rows = [chat.source for chat in chats if not chat.raw and _opens(chat.messages)]
+    if not rows:
+        return None
+    many = "conversation begins" if len(rows) == 1 else "conversations begin"
+    what = "with the assistant: what it says before the first question is context, not trained as an answer"
+    return Finding("LA205", f"{len(rows):,} {many} {what}: {_places(rows)}")
+
+
+def _opens(messages: Conversation) -> bool:
+    return next((turn.role for turn in messages if turn.role != "system"), "") == "assistant"
+
+
 def _without_repetitions(pairs: Sequence[tuple[Pair, _Key]], dropped: dict[str, list[Dropped]]) -> list[Pair]:
     first: dict[_Key, Source] = {}
     for pair, key in pairs:
@@ -128,7 +178,7 @@ def _without_repetitions(pairs: Sequence[tuple[Pair, _Key]], dropped: dict[str, 
 
 
 def _warnings(pairs: Sequence[Pair]) -> list[Finding]:
-    found = [_echoes(pairs), _contradicting_scores(pairs), _length_bias(pairs), _dominance(pairs)]
+    found = [_echoes(pairs), _contradicting_scores(pairs), _length_bias(pairs), _dominance(pairs, "pairs")]
     return [finding for finding in found if finding is not None]
 
 
@@ -172,15 +222,15 @@ def _length(turns: Conversation) -> int:
     return sum(len(turn.content) for turn in turns if turn.role == "assistant")
 
 
-def _dominance(pairs: Sequence[Pair]) -> Finding | None:
-    counts = Counter(pair.category for pair in pairs if pair.category is not None)
-    if len(counts) < 2 or len(pairs) < _ENOUGH:
+def _dominance(rows: Sequence[Row], what: str) -> Finding | None:
+    counts = Counter(row.category for row in rows if row.category is not None)
+    if len(counts) < 2 or len(rows) < _ENOUGH:
         return None
     name, count = counts.most_common(1)[0]
-    share = count / len(pairs)
+    share = count / len(rows)
     if share < _DOMINANT:
         return None
-    return Finding("LA306", f"{share:.0%} of pairs are of one of {len(counts)} categories: {name}")
+    return Finding("LA306", f"{share:.0%} of {what} are of one of {len(counts)} categories: {name}")
 
 
 def _places(rows: Sequence[Source]) -> str:

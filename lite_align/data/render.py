@@ -28,7 +28,7 @@ from lite_align.data.template import (
 from lite_align.data.types import Conversation, Message, Pair, Rendered
 from lite_align.errors import DataError, ModelError
 
-_CHUNK = 512  # pairs that are encoded together
+CHUNK = 512  # rows that are encoded together
 _REMEMBERED = 4096  # shapes
 _ANSWER = Message("assistant", "An answer")
 
@@ -144,12 +144,52 @@ class Renderer:
         Raises:
             DataError: the template cannot write this conversation exactly.
         """
-        try:
-            return self._tokens([self._layout(prompt, answer)])[0][0]
-        except Refused as refusal:
+        (rendered,) = self.conversations([(prompt, answer)])
+        if isinstance(rendered, Unusable):
             raise DataError(
-                refusal.detail, remedy="Leave the row out or change it to what the template allows."
-            ) from None
+                rendered.detail, remedy="Leave the row out or change it to what the template allows."
+            )
+        return rendered
+
+    def conversations(
+        self, examples: Sequence[tuple[Conversation, Conversation]]
+    ) -> list[Rendered | Unusable]:
+        """`conversation` for many prompts and answers, all in one call of the tokenizer."""
+
+        def layout(prompt: Conversation, answer: Conversation) -> _Layout | Unusable:
+            try:
+                return self._layout(prompt, answer)
+            except Refused as refusal:
+                return Unusable(refusal.reason, refusal.detail)
+
+        return self._rendered([layout(prompt, answer) for prompt, answer in examples])
+
+    def texts(self, texts: Sequence[str]) -> list[Rendered | Unusable]:
+        """Token ids of texts without the template: as the tokenizer writes them, with its end token at the end.
+
+        Trained is everything but the first token, which no token stands before.
+        """
+        whole = [
+            _Layout((("", text),), (0,), (), (DataSpan(0, len(text), "assistant"),), ()) for text in texts
+        ]
+        begin = self._text_begin()
+        end = self._tokenizer.eos_token_id
+        end = end if isinstance(end, int) else self.turn_end
+
+        def written(rendered: Rendered | Unusable) -> Rendered | Unusable:
+            if isinstance(rendered, Unusable):
+                return rendered
+            ids = (*begin, *rendered.ids, end)
+            return Rendered(ids, (False, *[True] * (len(ids) - 1)))
+
+        return [written(rendered) for rendered in self._rendered(whole)]
+
+    def _text_begin(self) -> tuple[int, ...]:
+        """What the tokenizer writes before a text of its own accord: the BOS token, where it has that habit."""
+        written, plain = (self._tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+        assert isinstance(written, list)
+        assert isinstance(plain, list)
+        return tuple(written[: written.index(plain[0])])
 
     def prompt_ids(self, prompt: Conversation) -> tuple[int, ...]:
         """Token ids of a prompt with the generation prompt: always a prefix of `conversation`.
@@ -177,8 +217,8 @@ class Renderer:
             drop_turns: False leaves such a pair out instead.
         """
         results: list[PairTokens | Unusable] = []
-        for start in range(0, len(pairs), _CHUNK):
-            results += self._chunk(pairs[start : start + _CHUNK], max_length, drop_turns)
+        for start in range(0, len(pairs), CHUNK):
+            results += self._chunk(pairs[start : start + CHUNK], max_length, drop_turns)
         return results
 
     def spans(self, rendered: Rendered) -> list[tuple[str, str]]:
@@ -316,10 +356,17 @@ class Renderer:
 
     # From characters to tokens.
 
-    def _tokens(self, layouts: Sequence[_Layout]) -> list[tuple[Rendered, int]]:
-        """Ids and mask of each layout, and the number of its prompt's tokens; all layouts in one batch."""
-        encoded = self._encoder.batch(fragment for layout in layouts for fragment in layout.fragments)
-        return [self._assemble(layout, encoded) for layout in layouts]
+    def _rendered(self, layouts: Sequence[_Layout | Unusable]) -> list[Rendered | Unusable]:
+        """Ids and mask of each layout, all in one batch; what cannot be used stays what it is."""
+        usable = [layout for layout in layouts if isinstance(layout, _Layout)]
+        encoded = self._encoder.batch(fragment for layout in usable for fragment in layout.fragments)
+        results: list[Rendered | Unusable] = []
+        for layout in layouts:
+            try:
+                results.append(self._assemble(layout, encoded)[0] if isinstance(layout, _Layout) else layout)
+            except Refused as refusal:
+                results.append(Unusable(refusal.reason, refusal.detail))
+        return results
 
     def _assemble(self, layout: _Layout, encoded: dict[Fragment, Piece]) -> tuple[Rendered, int]:
         ids: list[int] = []
@@ -375,7 +422,7 @@ class Renderer:
             for number, prompt, chosen, rejected in ready:
                 turns = len(pairs[number].prompt) - len(prompt)
                 result = self._fit(chosen, rejected, encoded, max_length, turns)
-                shorter = _without_oldest_round(prompt) if drop_turns else None
+                shorter = without_oldest_round(prompt) if drop_turns else None
                 if isinstance(result, Unusable) and result.reason == "too_long" and shorter is not None:
                     pending.append((number, shorter))
                 results[number] = result
@@ -437,7 +484,7 @@ class Renderer:
             )
 
 
-def _without_oldest_round(prompt: Conversation) -> Conversation | None:
+def without_oldest_round(prompt: Conversation) -> Conversation | None:
     """The prompt without its oldest user turn and all that follows up to the next; None if only one is left.
 
     A leading system turn stays. What stands before the first user turn goes with the first round.

@@ -1,12 +1,15 @@
-"""Hold out some prompts with all their pairs, so that no prompt is both trained and tested (LA304)."""
+"""Hold out some prompts with all their rows, so that no prompt is both trained and tested (LA304)."""
 
 import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
-from lite_align.data.types import Conversation, Pair, Source
+from lite_align.data.types import Chat, Conversation, Pair, Source
 from lite_align.errors import DataError, RecipeError
+
+_Key = tuple[tuple[str, str], ...]
 
 
 def text_key(text: str) -> str:
@@ -19,8 +22,16 @@ def prompt_key(prompt: Conversation) -> tuple[tuple[str, str], ...]:
     return tuple((turn.role, text_key(turn.content)) for turn in prompt if turn.role != "system")
 
 
-def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Split into training and held-out pairs by prompt; both keep the order of the file.
+RowT = TypeVar("RowT", bound=Pair | Chat)
+
+
+def row_key(row: Pair | Chat) -> _Key:
+    """What must not be on both sides of a split: the prompt of a row, or all of a raw text."""
+    return prompt_key(row.messages if isinstance(row, Chat) and row.raw else row.prompt)
+
+
+def hold_out(rows: Sequence[RowT], share: float, seed: int) -> tuple[list[RowT], list[RowT]]:
+    """Split into training and held-out rows by prompt; both keep the order of the file.
 
     `share` is the part of the prompts to hold out, at least one and never all; 0 holds out none. Which ones
     depends on `seed` and the prompts alone, not on the order of rows. Categories keep their proportions.
@@ -32,29 +43,26 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair]
     if not 0 <= share < 1:
         raise RecipeError(f"data.held_out is {share:g}; a share from 0 to below 1 expected")
     if share == 0:
-        return list(pairs), []
-    keys = [prompt_key(pair.prompt) for pair in pairs]
-    categories = _categories(pairs, keys)
+        return list(rows), []
+    keys = [row_key(row) for row in rows]
+    categories = _categories(rows, keys)
     if len(categories) < 2:
         raise DataError(
-            f"{len(pairs):,} pairs, {len(categories)} prompt; two prompts are needed to hold one out",
+            f"{len(rows):,} rows, {len(categories)} prompt; two prompts are needed to hold one out",
             remedy="Add prompts, give a file of its own with --set data.held_out_path=FILE, or train without "
             "one: --set data.held_out=0",
         )
     count = min(max(1, round(share * len(categories))), len(categories) - 1)
     held = set(_ranked(categories, seed)[:count])
-    train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in held]
-    return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in held]
+    train = [row for row, key in zip(rows, keys, strict=True) if key not in held]
+    return train, [row for row, key in zip(rows, keys, strict=True) if key in held]
 
 
-_Key = tuple[tuple[str, str], ...]
-
-
-def _categories(pairs: Sequence[Pair], keys: Sequence[_Key]) -> dict[_Key, str]:
-    """Give each prompt one category: the first by name that its pairs have."""
+def _categories(rows: Sequence[Pair | Chat], keys: Sequence[_Key]) -> dict[_Key, str]:
+    """Give each prompt one category: the first by name that its rows have."""
     found: dict[_Key, str] = {}
-    for pair, key in zip(pairs, keys, strict=True):
-        category = pair.category or ""
+    for row, key in zip(rows, keys, strict=True):
+        category = row.category or ""
         found[key] = min(found.get(key, category), category)
     return found
 
@@ -76,9 +84,11 @@ def _hash(key: _Key, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{key!r}".encode("utf-8", "surrogatepass")).digest()
 
 
-def shared_prompts(train: Sequence[Pair], held_out: Sequence[Pair]) -> list[tuple[Source, Source]]:
-    """List held-out pairs (first) whose prompt is trained too (second): leaks of a separate held-out file."""
+def shared_prompts(
+    train: Sequence[Pair | Chat], held_out: Sequence[Pair | Chat]
+) -> list[tuple[Source, Source]]:
+    """List held-out rows (first) whose prompt is trained too (second): leaks of a separate held-out file."""
     trained: dict[_Key, Source] = {}
-    for pair in train:
-        trained.setdefault(prompt_key(pair.prompt), pair.source)
-    return [(pair.source, trained[key]) for pair in held_out if (key := prompt_key(pair.prompt)) in trained]
+    for row in train:
+        trained.setdefault(row_key(row), row.source)
+    return [(row.source, trained[key]) for row in held_out if (key := row_key(row)) in trained]

@@ -60,9 +60,32 @@ class Ranking(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat(Row):
-    """A conversation to imitate (SFT)."""
+    """A conversation to imitate (SFT).
+
+    `raw` says that it is a text without turns: one assistant message, written without the chat template.
+    """
 
     messages: Conversation
+    raw: bool = False
+
+    @property
+    def prompt(self) -> Conversation:
+        """The turns before the first answer; none of a raw text."""
+        return () if self.raw else self.messages[: first_answer(self.messages)]
+
+
+def first_answer(messages: Conversation) -> int:
+    """Number of the first assistant turn that answers something; one before any question answers nothing.
+
+    Raises:
+        ValueError: there is none.
+    """
+    asked = False
+    for number, message in enumerate(messages):
+        if message.role == "assistant" and asked:
+            return number
+        asked = asked or message.role in ("user", "tool")
+    raise ValueError("the conversation has no answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

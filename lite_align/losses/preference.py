@@ -5,60 +5,25 @@ r = log π(y) − log ref(y) its log-ratio, gap = r_w − r_l, σ the logistic f
 all log-probs sums over trained tokens. Every loss looks at one pair alone: micro-batches and packing cannot
 change it.
 
-A new loss is one decorated function. Its keyword-only arguments become recipe options, the second paragraph
-of its docstring the formula in `lite-align losses` and in the README; the tests ask for one oracle row.
+A new loss is one decorated function (see `entry`); the tests ask for one oracle row.
 """
 
-import difflib
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from lite_align.errors import RecipeError
+from lite_align.losses.entry import FlipRate, LossEntry, NotNegative, Options, Positive, add, entry
 from lite_align.losses.pairs import PairLogps
-
-Options = Mapping[str, float]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # at one half a label says nothing
 
 CERTAIN = -1e-6  # a mean log-prob nearer to 0 counts as this one: the odds of a certain answer are infinite
 
-
-@dataclass(frozen=True)
-class PreferenceLoss:
-    """One row of the table: the function, its options, and what is known of it.
-
-    `at_zero(options)` is the value where policy equals reference; None for losses without a reference.
-    `per_token` losses take means over tokens themselves. `known_as` is the name in TRL where it differs.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    options: type[BaseModel]
-    summary: str
-    formula: str
-    source: str
-    needs_reference: bool
-    per_token: bool
-    at_zero: Callable[[Options], float] | None
-    known_as: str
-
-    @property
-    def defaults(self) -> dict[str, float]:
-        """Every option with its default."""
-        return self.options().model_dump()
-
-
-LOSSES: dict[str, PreferenceLoss] = {}
+LOSSES: dict[str, LossEntry] = {}
 
 
 def preference(
@@ -73,18 +38,17 @@ def preference(
     """Enter a loss `(pairs, *, options…) -> (B,)` into the table; two losses of one name are refused."""
 
     def enter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if name in LOSSES:
-            raise ValueError(f"a preference loss named {name} exists already")
-        keywords = inspect.signature(function).parameters.values()
-        fields: dict[str, Any] = {
-            k.name: (k.annotation, k.default) for k in keywords if k.kind is inspect.Parameter.KEYWORD_ONLY
-        }
-        config = ConfigDict(extra="forbid", strict=True, frozen=True)
-        model = create_model(f"{name}_options", __config__=config, **fields)
-        summary, formula = (inspect.getdoc(function) or "").split("\n\n")[:2]
-        LOSSES[name] = PreferenceLoss(
-            name, function, model, summary, formula, source, needs_reference, per_token, at_zero, known_as
+        row = entry(
+            function,
+            name,
+            "pairs",
+            source=source,
+            needs_reference=needs_reference,
+            per_token=per_token,
+            at_zero=at_zero,
+            known_as=known_as,
         )
+        add(LOSSES, row)
         return function
 
     return enter
@@ -284,7 +248,7 @@ class LossParts:
 
 def total(
     pairs: PairLogps,
-    loss: PreferenceLoss,
+    loss: LossEntry,
     options: Options,
     *,
     sft_weight: float = 0.0,
@@ -319,88 +283,3 @@ def metrics(pairs: PairLogps, beta: float, *, length_normalized: bool = False) -
         "logps/chosen": pairs.chosen.detach(),
         "logps/rejected": pairs.rejected.detach(),
     }
-
-
-def find(name: str) -> PreferenceLoss:
-    """The loss of that name; RecipeError names the nearest one."""
-    if name in LOSSES:
-        return LOSSES[name]
-    elsewhere = {loss.known_as: loss.name for loss in LOSSES.values() if loss.known_as}
-    near = [elsewhere[name]] if name in elsewhere else difflib.get_close_matches(name, LOSSES, n=1)
-    raise RecipeError(
-        f'loss.name: there is no preference loss "{name}".' + "".join(f" Did you mean {n}?" for n in near),
-        remedy=f"The losses are {', '.join(LOSSES)}; lite-align losses explains them.",
-    )
-
-
-def options_for(
-    name: str, given: Mapping[str, object], *, length_normalized: bool = False
-) -> dict[str, float]:
-    """All options of a loss: those given, checked, and defaults for the rest.
-
-    `given` may hold label_smoothing 0 for any loss: no smoothing is what a loss without it does. Raises
-    RecipeError with all mistakes at once: unknown loss, unknown option (nearest name), wrong type, value out
-    of range, normalising twice.
-    """
-    loss = find(name)
-    known = loss.options.model_fields
-    given = {k: v for k, v in given.items() if k in known or k != "label_smoothing" or v != 0}
-    problems: list[str] = []
-    if length_normalized and loss.per_token:
-        problems.append(f"loss.length_normalized: {name} takes means per token already; leave it off.")
-    values: dict[str, float] = {}
-    try:
-        values = loss.options.model_validate(given).model_dump()
-    except ValidationError as error:
-        for item in error.errors():
-            key = str(item["loc"][0])
-            if item["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(key, known, n=1)
-                problems.append(f"{name} has no option {key}." + "".join(f" Did you mean {n}?" for n in near))
-            else:
-                problems.append(f"option {key} of {name}: {item['msg']}, not {item['input']!r}.")
-    if problems:
-        raise RecipeError(
-            f"The loss {name} does not fit its options.",
-            details=problems,
-            remedy=f"{name} takes {', '.join(f'{k} (default {v:g})' for k, v in loss.defaults.items())}; "
-            "lite-align losses lists all losses.",
-        )
-    return values
-
-
-@dataclass(frozen=True)
-class LossRow:
-    """One line of `lite-align losses` and of the table in the README."""
-
-    name: str
-    formula: str
-    options: str
-    reference: str
-    source: str
-    summary: str
-
-
-def describe() -> list[LossRow]:
-    """The table of losses for people, in the order of this file."""
-    return [
-        LossRow(
-            loss.name,
-            " ".join(loss.formula.split()),
-            ", ".join(f"{key} {value:g}" for key, value in loss.defaults.items()),
-            "yes" if loss.needs_reference else "no",
-            loss.source,
-            " ".join(loss.summary.split()),
-        )
-        for loss in LOSSES.values()
-    ]
-
-
-def markdown_table() -> str:
-    """The table of losses for the README."""
-    lines = ["| `loss.name` | formula | options and defaults | reference | source |", "|---|---|---|---|---|"]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-        for row in ((f"`{r.name}`", r.formula, r.options, r.reference, r.source) for r in describe())
-    ]
-    return "\n".join(lines) + "\n"

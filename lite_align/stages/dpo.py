@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lite_align.data import forest
 from lite_align.data.types import Pair, Tree
-from lite_align.errors import TrainingStopped
-from lite_align.losses import preference
+from lite_align.errors import RecipeError, TrainingStopped
+from lite_align.losses import catalogue, preference
 from lite_align.losses.pairs import PairLogps
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import DPORecipe
@@ -106,7 +106,7 @@ class DPO:
         self.process = process
         self.beta = recipe.loss.beta
         self.budget = budget or TokenBudget(recipe.train.tokens_per_microbatch)
-        self.objective = preference.find(recipe.loss.name)
+        self.objective = catalogue.find(recipe.loss.name)
         self.options = loss_options(recipe)
 
     def margin(self, logps: Sequence[float], reference: Sequence[float], tokens: Sequence[int]) -> float:
@@ -261,12 +261,14 @@ class DPO:
 
 def loss_options(recipe: DPORecipe) -> dict[str, float]:
     """All options of the recipe's loss, checked against its signature; RecipeError lists every mistake."""
-    objective = preference.find(recipe.loss.name)
+    objective = catalogue.find(recipe.loss.name)
+    if objective.rows != "pairs":
+        raise RecipeError(f"{objective.name} learns from thumbs, which this version does not train yet")
     given: dict[str, object] = dict(recipe.loss.options)
     if "beta" in objective.options.model_fields and recipe.loss.beta != "auto":
         given["beta"] = recipe.loss.beta
     given["label_smoothing"] = recipe.loss.label_smoothing
-    return preference.options_for(recipe.loss.name, given, length_normalized=recipe.loss.length_normalized)
+    return catalogue.options_for(recipe.loss.name, given, length_normalized=recipe.loss.length_normalized)
 
 
 def _not_the_reference(difference: float) -> TrainingStopped:

@@ -9,12 +9,13 @@ from lite_align.view import View
 
 
 def show_losses(view: View) -> None:
-    """List every preference loss: formula, options with defaults, source."""
-    from lite_align.losses.preference import describe
+    """List every loss of the dpo verb: formula, options with defaults, source, what it learns from."""
+    from lite_align.losses.catalogue import describe
 
     for loss in describe():
         reference = "" if loss.reference == "yes" else " · needs no reference"
-        view.section(loss.name, loss.formula, f"{loss.options} · {loss.source}{reference}")
+        thumbs = " · learns from thumbs" if loss.rows == "thumbs" else ""
+        view.section(loss.name, loss.formula, f"{loss.options} · {loss.source}{reference}{thumbs}")
     view.section("", "Choose one with --set loss.name=ipo, its options with --set loss.options.margin=0.5.")
 
 

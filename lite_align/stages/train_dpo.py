@@ -15,7 +15,7 @@ from lite_align.data.render import Renderer
 from lite_align.data.types import Pair, Tree
 from lite_align.errors import TrainingStopped
 from lite_align.evaluate import report, verdict
-from lite_align.losses import preference
+from lite_align.losses import catalogue
 from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import TINY, cache_root, fingerprint, locate
@@ -190,7 +190,7 @@ def require_trainable(recipe: DPORecipe) -> None:
 
 def own_beta(resolved: Resolved[DPORecipe]) -> Resolved[DPORecipe]:
     """A loss without a reference has a beta of its own meaning: its default does not depend on the model's size."""
-    objective = preference.find(resolved.recipe.loss.name)
+    objective = catalogue.find(resolved.recipe.loss.name)
     if objective.needs_reference:
         return resolved
     default = objective.defaults["beta"]
@@ -320,7 +320,7 @@ def pair_sets(
     Held-out pairs are measured against the reference by every loss, trained ones by those that need one.
     """
     recipe = prepared.resolved.recipe
-    needs = preference.find(recipe.loss.name).needs_reference
+    needs = catalogue.find(recipe.loss.name).needs_reference
     share = recipe.speed.share_prompts
     pairs, trees = columns(prepared.train, share_prompts=share)
     held_pairs, held_trees = columns(prepared.held_out, share_prompts=share)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lite_align.data.forest import Segment, apart, batch, grow, order, pack, upload
+from lite_align.data.forest import Segment, apart, batch, grow, order, pack, shared, single, upload, whole
 from lite_align.data.types import Leaf, Rendered, Tree
 
 # Few tokens, so that common prefixes are frequent and of every length.
@@ -286,3 +286,71 @@ def test_an_upload_goes_through_pinned_memory_on_cuda_alone():
         tensor = Recorded()
         upload(tensor, torch.device(device))
         assert tensor.calls == calls
+
+
+def test_a_single_sequence_has_its_prompt_as_root():
+    tree = single(3, rendered("abCdE"))
+    assert (tree.key, letters(torch.tensor(tree.root)), tree.root_trained) == (3, "ab", (False, False))
+    assert [(letters(torch.tensor(leaf.ids)), leaf.trained) for leaf in tree.leaves] == [
+        ("cde", (True, False, True))
+    ]
+    with pytest.raises(ValueError, match="cannot be trained"):
+        single(0, rendered("Ab"))
+    with pytest.raises(ValueError, match="index"):
+        single(0, rendered("ab"))
+
+
+def test_what_begins_alike_is_put_together_where_it_saves_most():
+    rows = ["sysQ1a", "sysQ2b", "other", "sysQ1c", "oX"]
+    trees = [single(n, rendered(row[:-1].lower() + row[-1].upper())) for n, row in enumerate(rows)]
+    found = shared(trees, 100, shortest=3)
+    assert {tuple(sorted(members)) for _, members in found} == {(0, 1, 3), (2,), (4,)}
+    (tree,) = [tree for tree, members in found if len(members) == 3]
+    assert letters(torch.tensor(tree.root)) == "sysq"
+    # Two of the three fit the budget: those that have most in common.
+    narrow = shared(trees, 8, shortest=3)
+    assert {tuple(sorted(members)) for _, members in narrow} == {(0, 3), (1,), (2,), (4,)}
+    assert len(shared(trees, 100, shortest=6)) == 5
+
+
+@settings(max_examples=200)
+@given(
+    rows=st.lists(sequences(), min_size=1, max_size=4), budget=st.integers(1, 60), shortest=st.integers(1, 4)
+)
+def test_sharing_keeps_every_sequence_and_never_costs_tokens(rows, budget, shortest):
+    flat = [one for group in rows for one in group if True in one.trained]
+    trees = [single(number, one) for number, one in enumerate(flat)]
+    found = shared(trees, budget, shortest=shortest)
+    members = [row for _, rows_of in found for row in rows_of]
+    assert sorted(members) == list(range(len(trees)))
+    for tree, rows_of in found:
+        assert [whole(tree, leaf) for leaf in range(len(tree.leaves))] == [flat[row] for row in rows_of]
+        assert len(tree.leaves) == 1 or (tree.tokens <= budget and len(tree.root) >= shortest)
+    assert sum(tree.tokens for tree, _ in found) <= sum(tree.tokens for tree in trees)
+
+
+@settings(max_examples=100)
+@given(rows=st.lists(sequences(), min_size=1, max_size=3), budget=st.integers(5, 40))
+def test_no_other_cut_of_the_lexical_order_saves_more(rows, budget):
+    """Brute force over all ways to cut up to 8 sequences in order into stretches."""
+    flat = [one for group in rows for one in group if True in one.trained][:8]
+    flat.sort(key=lambda one: list(zip(one.ids, one.trained)))
+
+    def cuts(start: int):
+        if start == len(flat):
+            yield []
+        for stop in range(start + 1, len(flat) + 1):
+            for rest in cuts(stop):
+                yield [(start, stop), *rest]
+
+    def cost(start: int, stop: int) -> float:
+        tree = grow(0, flat[start:stop])
+        allowed = stop - start == 1 or (tree.tokens <= budget and len(tree.root) >= 1)
+        return tree.tokens if allowed else float("inf")
+
+    best = min(sum(cost(*stretch) for stretch in parts) for parts in cuts(0))
+    trees = [single(number, one) for number, one in enumerate(flat)]
+    found = shared(trees, budget, shortest=1)
+    assert (
+        sum(tree.tokens if len(tree.leaves) > 1 else len(flat[rows[0]].ids) for tree, rows in found) == best
+    )

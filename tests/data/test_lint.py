@@ -2,9 +2,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_align.data.lint import RULES, Dropped, clean_rows, lint_pairs, too_many_dropped, write_rows
+from lite_align.data.lint import (
+    RULES,
+    Dropped,
+    clean_rows,
+    lint_chats,
+    lint_pairs,
+    too_many_dropped,
+    write_rows,
+)
 from lite_align.data.sources import RawTable, read
-from lite_align.data.types import Message, Pair, Source
+from lite_align.data.types import Chat, Message, Pair, Source
 from lite_align.errors import UserError
 
 
@@ -137,3 +145,42 @@ def test_a_row_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_rows([{"a": float("nan")}], tmp_path / "clean.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def chat(line: int, *contents: str, first: str = "user", **more) -> Chat:
+    roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+    turns = tuple(Message(roles[n % 2], content) for n, content in enumerate(contents))
+    return Chat(Source("f.jsonl", line), messages=turns, **more)
+
+
+def test_conversations_that_teach_nothing_are_left_out():
+    rows = [
+        chat(1, "p", "a"),
+        chat(2, "p", " "),
+        chat(3, "p", "", "q", "a"),
+        chat(4, "p", "a", "thanks"),
+        chat(5, "p", "caf\u00e9"),
+        chat(6, "p", " cafe\u0301"),
+        chat(7, "p", "another answer"),
+        chat(8, "a", first="assistant", raw=True),
+        chat(9, "a ", first="assistant", raw=True),
+    ]
+    checked = lint_chats(rows)
+    assert {rule: [str(row) for row in left] for rule, left in checked.dropped.items()} == {
+        "LA205": ["f.jsonl:4 ends without an answer"],
+        "LA302": ["f.jsonl:6 repeats f.jsonl:5", "f.jsonl:9 repeats f.jsonl:8"],
+        "LA303": ["f.jsonl:2 an answer is empty", "f.jsonl:3 an answer is empty"],
+    }
+    assert [row.source.line for row in checked.kept] == [1, 5, 7, 8]
+    assert checked.warnings == []
+
+
+def test_conversations_that_the_assistant_opens_and_one_large_category_are_told():
+    rows = [chat(n, f"p{n}", "a", category="web" if n < 18 else "books") for n in range(20)]
+    rows.append(chat(20, "welcome", "p", "a", first="assistant"))
+    rows.append(chat(21, "a text", first="assistant", raw=True))
+    found = {finding.rule: finding.text for finding in lint_chats(rows).warnings}
+    assert list(found) == ["LA205", "LA306"]
+    assert found["LA205"].startswith("1 conversation begins with the assistant")
+    assert found["LA205"].endswith("f.jsonl:20")
+    assert found["LA306"] == "82% of conversations are of one of 2 categories: web"

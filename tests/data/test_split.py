@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_align.data.split import hold_out, prompt_key, shared_prompts, text_key
-from lite_align.data.types import Message, Pair, Source
+from lite_align.data.types import Chat, Message, Pair, Source
 from lite_align.errors import DataError, RecipeError
 
 
@@ -89,3 +89,22 @@ def test_shares_at_the_edges():
 def test_leaks_of_a_separate_file_are_named():
     train, held = [pair(1, "Hi there"), pair(2, "x")], [pair(8, "y"), pair(9, " hi  THERE")]
     assert shared_prompts(train, held) == [(Source("f", 9), Source("f", 1))]
+
+
+def chat(line: int, *contents: str, raw: bool = False) -> Chat:
+    roles = ("assistant",) if raw else ("user", "assistant")
+    turns = tuple(Message(roles[n % len(roles)], content) for n, content in enumerate(contents))
+    return Chat(Source("f", line), messages=turns, raw=raw)
+
+
+def test_conversations_with_one_first_question_stay_together_and_texts_are_told_apart_by_all_they_say():
+    rows = [chat(n, f"Question {n % 5}?", f"a{n}", "and then?", f"b{n}") for n in range(20)]
+    train, held_out = hold_out(rows, 0.4, 0)
+    assert {row.messages[0].content for row in train} & {row.messages[0].content for row in held_out} == set()
+    assert (len(train), len(held_out)) == (12, 8)
+    assert shared_prompts(train, held_out) == []
+    assert shared_prompts(rows[:1], rows[5:6]) == [(Source("f", 5), Source("f", 0))]
+    texts = [chat(n, f"Text {n % 9}", raw=True) for n in range(10)]
+    train, held_out = hold_out(texts, 0.5, 0)
+    assert (len(train) + len(held_out), shared_prompts(train, held_out)) == (10, [])
+    assert {len(train), len(held_out)} <= {4, 5, 6}

@@ -9,18 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lite_align.errors import RecipeError
-from lite_align.losses.preference import (
-    LOSSES,
-    PairLogps,
-    describe,
-    find,
-    markdown_table,
-    metrics,
-    options_for,
-    preference,
-    total,
-)
+from lite_align.losses.catalogue import find, options_for
+from lite_align.losses.preference import LOSSES, PairLogps, metrics, total
 
 # One pair for all oracles: log π(w) −12, log ref(w) −14, 4 tokens: r_w = 2, mean −3
 #                           log π(l) −20, log ref(l) −17, 5 tokens: r_l = −3, mean −4;  gap 5, β gap 0.5
@@ -285,49 +275,6 @@ def test_metrics_are_rewards_and_equal_ones_count_half() -> None:
 def test_losses_without_a_reference_run_without_one(name: str) -> None:
     alone = dataclasses.replace(pair(), reference_chosen=None, reference_rejected=None)
     assert torch.isfinite(LOSSES[name].function(alone, **LOSSES[name].defaults)).all()
-
-
-def test_two_losses_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="hinge exists already"):
-        preference("hinge", source="")(lambda pairs, *, beta: pairs)
-
-
-@pytest.mark.parametrize(
-    ("name", "given_options", "parts"),
-    [
-        ("sigmiod", {}, ["Did you mean sigmoid?", "hinge"]),
-        ("exo_pair", {}, ["Did you mean exo?"]),
-        ("hinge", {"margn": 1.0}, ["hinge has no option margn. Did you mean margin?", "margin (default 1)"]),
-        ("hinge", {"label_smoothing": 0.1}, ["hinge has no option label_smoothing"]),
-        ("sigmoid", {"label_smoothing": 0.5}, ["label_smoothing", "less than 0.5", "not 0.5"]),
-        ("sigmoid", {"beta": "big"}, ["beta", "valid number", "'big'"]),
-        ("sigmoid", {"beta": True}, ["beta", "True"]),
-        ("sigmoid", {"beta": math.inf}, ["beta", "inf"]),
-        ("ipo", {"beta": 0.0, "tau": 1.0}, ["greater than 0", "ipo has no option tau"]),
-    ],
-)
-def test_wrong_options_are_named_all_at_once(name: str, given_options: dict, parts: list[str]) -> None:
-    with pytest.raises(RecipeError) as caught:
-        options_for(name, given_options)
-    assert all(part in str(caught.value) for part in parts)
-
-
-def test_options_are_checked_and_filled_in() -> None:
-    assert options_for("hinge", {"beta": 1, "label_smoothing": 0.0}) == {"beta": 1, "margin": 1}
-    with pytest.raises(RecipeError, match="means per token already"):
-        options_for("simpo", {}, length_normalized=True)
-
-
-def test_rows_for_people_cover_the_table() -> None:
-    described = {row.name: row for row in describe()}
-    assert set(described) == set(LOSSES)
-    assert all(
-        row.formula and row.source and row.summary and "\n" not in row.formula for row in described.values()
-    )
-    assert described["simpo"].reference == "no"
-    assert "margin 1" in described["hinge"].options
-    assert len(markdown_table().splitlines()) == len(LOSSES) + 2
-    assert r"log π(w)/\|w\|" in markdown_table()
 
 
 @pytest.mark.trl

@@ -18,12 +18,13 @@ def shown(function, *arguments, json_only=False) -> tuple[object, str]:
 
 
 def test_every_loss_is_listed_with_formula_and_source():
-    from lite_align.losses.preference import LOSSES
+    from lite_align.losses.catalogue import LOSSES
 
     text = shown(overview.show_losses)[1]
     for name in LOSSES:
         assert f"\n {name:<10}" in "\n" + text
     assert "needs no reference" in text
+    assert " ".join(text.split()).count("learns from thumbs") == 2
     assert "arXiv 2305.18290" in text
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, dropwhile
 from typing import Literal
 
 from lite_align.data.formats.conversation import (
@@ -179,13 +179,11 @@ class Fields:
         return Ranking(self.source, self.category(), self.id(), pairs=pairs)
 
     def chat(self, messages: Conversation) -> Chat:
-        """Build a checked conversation that ends with the assistant."""
+        """Build a checked conversation that ends with the assistant, who may also have opened it."""
         messages = _said(messages)
         if not messages or messages[-1].role != "assistant":
             raise BadRow("the conversation does not end with a turn of the assistant; the answer is missing")
-        if not messages[-1].content.strip():
-            raise BadRow("the last turn of the assistant is empty")
-        check_prompt(messages[:-1])
+        check_prompt(_without_opening(messages[:-1]))
         return Chat(self.source, self.category(), self.id(), messages=messages)
 
     def prompt(self, messages: Conversation) -> Prompt:
@@ -334,6 +332,13 @@ def read_number(value: Json, name: str) -> float:
     if not math.isfinite(number):
         raise BadRow(f'"{name}" is {kind_of(value)}; a finite number expected')
     return number
+
+
+def _without_opening(conversation: Conversation) -> Conversation:
+    """Leave out assistant turns before the first turn of anybody else but the system."""
+    system = conversation[:1] if conversation and conversation[0].role == "system" else ()
+    rest = dropwhile(lambda message: message.role == "assistant", conversation[len(system) :])
+    return (*system, *rest)
 
 
 def _said(conversation: Conversation) -> Conversation:

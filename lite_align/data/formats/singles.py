@@ -153,7 +153,7 @@ def sft_text(row: Fields) -> Chat:
     text = row.text("text")
     if not text.strip():
         raise BadRow('"text" is empty')
-    return Chat(row.source, row.category(), row.id(), messages=assistant(text))
+    return Chat(row.source, row.category(), row.id(), messages=assistant(text), raw=True)
 
 
 @data_format(

@@ -51,7 +51,17 @@ ORACLES = [
     ("sft.prompt-completion", {"prompt": [HI], "completion": [HELLO]}, CHAT),
     ("sft.qa", {"query": "Hi", "response": "Hello!", "history": []}, CHAT),
     ("sft.qa", {"question": "Hi", "answer": "Hello!"}, CHAT),
-    ("sft.text", {"text": "Hello!"}, Chat(SOURCE, messages=ANSWER)),
+    (
+        "sft.sharegpt",
+        {"conversations": [{"from": "system", "value": "Kind."}, FROM[1], *FROM]},
+        Chat(SOURCE, messages=(Message("system", "Kind."), *ANSWER, *PROMPT, *ANSWER)),
+    ),
+    (
+        "sft.messages",
+        {"messages": [HI, {**HELLO, "content": " "}]},
+        Chat(SOURCE, messages=(*PROMPT, Message("assistant", " "))),
+    ),
+    ("sft.text", {"text": "Hello!"}, Chat(SOURCE, messages=ANSWER, raw=True)),
     ("prompts", {"prompt": "Hi"}, Prompt(SOURCE, messages=PROMPT)),
     ("prompts", {"prompt": [HI], "category": "x"}, Prompt(SOURCE, category="x", messages=PROMPT)),
     ("prompts.messages", {"messages": [HI]}, Prompt(SOURCE, messages=PROMPT)),
@@ -91,9 +101,17 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(row, words):
     ("good", "bad", "words"),
     [
         ({"messages": [HI, HELLO]}, {"messages": [HELLO]}, "the prompt is empty"),
-        ({"messages": [HI, HELLO]}, {"messages": [HI, {**HELLO, "content": ""}]}, "assistant is empty"),
+        (
+            {"messages": [HI, HELLO]},
+            {"messages": [HI, {**HELLO, "content": ""}, HI, HELLO]},
+            "turn 2 of the prompt (assistant) is empty",
+        ),
         ({"messages": [HI, HELLO]}, {"messages": [HI]}, "the answer is missing"),
-        ({"conversations": FROM}, {"conversations": [FROM[1], *FROM]}, "begins with a turn of the assistant"),
+        (
+            {"conversations": FROM},
+            {"conversations": [FROM[1], {"from": "observation", "value": "1"}, FROM[1]]},
+            "begins with a turn of the tool",
+        ),
         ({"text": "x"}, {"text": " "}, '"text" is empty'),
         ({"text": "x"}, {"text": 3}, '"text" is a number'),
         ({"prompt": "p"}, {"prompt": ""}, "the prompt is empty"),
