@@ -18,9 +18,9 @@ from lite_align.model.folder import cache_root
 from lite_align.model.planner import CPU_TOKENS
 from lite_align.recipe import DPORecipe
 from lite_align.recipe import load as load_recipe
-from lite_align.stages import pairs as rows
-from lite_align.stages import passes, reference, session
+from lite_align.stages import passes, reference, rows, session
 from lite_align.stages.dpo import DPO, PairSet
+from lite_align.stages.pairs import PAIRS
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget
 from lite_align.view import View
@@ -87,17 +87,17 @@ def resolve(work: Work, precision: str, sets: Sequence[str]) -> DPORecipe:
 
 
 def prepare(work: Work, precision: str, sets: Sequence[str]) -> Prepared:
-    """Load the model and render the rows, as stages.train_dpo does."""
+    """Load the model and render the rows, as stages.prepare does."""
     recipe = resolve(work, precision, sets)
-    read = rows.read_pairs(recipe.data, recipe.data.path)
+    read = rows.read(PAIRS, recipe.data, recipe.data.path)
     loaded = load.load_model(recipe.model, device="cpu", speed=recipe.speed)
-    rendered = rows.render(read.pairs, Renderer(loaded.tokenizer), recipe.data)
+    rendered = rows.render(PAIRS, read.rows, Renderer(loaded.tokenizer), recipe.data)
     assert len(rendered.trees) == work.pairs, "both sides must train on the same pairs"
     trees = passes.laid_out(rendered.trees, share_prompts=recipe.speed.share_prompts)
     backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed, speed=recipe.speed)
     wish = recipe.model.gradient_checkpointing
     backbone.recompute(wish if isinstance(wish, int) else len(backbone.blocks) * (wish == "on"))
-    return Prepared(recipe, backbone, rendered.pairs, trees)
+    return Prepared(recipe, backbone, rendered.rows, trees)
 
 
 def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:

@@ -50,7 +50,7 @@ def started(monkeypatch):
         calls.append((resolved, command, view))
         return Path("runs/x")
 
-    monkeypatch.setitem(sys.modules, "lite_align.stages.train_dpo", SimpleNamespace(train=fake))
+    monkeypatch.setitem(sys.modules, "lite_align.stages.training", SimpleNamespace(train=fake))
     return calls
 
 
@@ -204,10 +204,6 @@ def test_run_takes_stage_and_data_from_the_recipe(said, started, tmp_path):
     assert (started[0][2].quiet, started[1][2].json) == (True, True)
     file.write_text("stage: dpo\n")
     assert "names no data" in said("run", str(file))[2]
-    file.write_text("stage: ppo\n")
-    code, _, err = said("run", str(file), "prompts.jsonl")
-    assert code == 2
-    assert "ppo is not part of this version" in err
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_the_nearest_setting_is_named(wrong, right):
 
 def test_auto_is_filled_once_and_choices_of_people_stay():
     resolved = load("dpo", sets=["train.learning_rate=1e-4"])
-    for key, value in size_defaults(int(1.5e9)).items():
+    for key, value in size_defaults("dpo", int(1.5e9)).items():
         resolved = resolve_auto(resolved, key, value, "1.5 B parameters")
     assert resolved.recipe.loss.beta == 0.1
     assert resolved.recipe.train.learning_rate == 1e-4
@@ -283,7 +283,7 @@ def test_whole_numbers_become_floats_where_a_float_is_meant():
     ],
 )
 def test_size_defaults(parameters, rate, beta):
-    assert size_defaults(parameters) == {"train.learning_rate": rate, "loss.beta": beta}
+    assert size_defaults("dpo", parameters) == {"train.learning_rate": rate, "loss.beta": beta}
     recipe = load("dpo", sets=[f"train.learning_rate={rate}", f"loss.beta={beta}"]).recipe
     assert unusual(recipe, parameters) == []
 

@@ -87,7 +87,9 @@ def settle(job: Job, grown: Sequence[Tree], on: torch.device) -> DPORecipe:
         resolved: Resolved[DPORecipe] = load_recipe("dpo", flags=flags, sets=job.settings)
         machine = resources.Machine.of(resolved.recipe.model, meter(on), on)
         works = [resources.work_of(tree) for tree in grown]
-        amount = resources.Amount(works, [], job.batch, job.warmup + job.steps, 0)
+        amount = resources.Amount(
+            works, [], len(works), job.batch, job.warmup + job.steps, 0, has_reference=True
+        )
         return resources.settle(resolved, amount, machine)[0].recipe
 
 

@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from lite_align import __version__
-from lite_align.cli import chat, data, inspect, train
+from lite_align.cli import chat, data, export, inspect, train
 from lite_align.errors import LiteAlignError, UserError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ for _verb in (
     data.check,
     inspect.report,
     chat.chat,
+    export.export,
     inspect.doctor,
     inspect.losses,
     inspect.runs,

@@ -14,6 +14,10 @@ OptionalData = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Folder, hub id, or tiny (built in).")
 ]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="RUN", help="Finished run, or adapter folder, to continue."),
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder [default: runs/…].")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe to start from (YAML).")]
 Sets = Annotated[

@@ -32,6 +32,7 @@ HelpAll = Annotated[
 def dpo(
     data: options.Data,
     model: options.Model = None,
+    from_: options.From = None,
     out: options.Out = None,
     recipe: options.Recipe = None,
     sets: options.Sets = None,
@@ -47,7 +48,7 @@ def dpo(
     help_all: HelpAll = False,
 ) -> None:
     """Train on pairs of a chosen and a rejected answer."""
-    flags = {"model.name": model, "train.seed": seed, "data.format": format, "data.map": mapping(map)}
+    flags = _flags(model, from_, seed, format, map)
     command = _command(out, resume, accept_drift, dry_run)
     _train("dpo", data, recipe, flags, sets or (), command, quiet=quiet, json=json)
 
@@ -56,6 +57,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe that names its stage (YAML).")],
     data: options.OptionalData = None,
     model: options.Model = None,
+    from_: options.From = None,
     out: options.Out = None,
     sets: options.Sets = None,
     resume: options.Resume = False,
@@ -71,9 +73,26 @@ def run(
     """Run the stage that a recipe names."""
     from lite_align.recipe import stage_of
 
-    flags = {"model.name": model, "train.seed": seed, "data.format": format, "data.map": mapping(map)}
+    flags = _flags(model, from_, seed, format, map)
     command = _command(out, resume, accept_drift, dry_run)
     _train(stage_of(recipe), data, recipe, flags, sets or (), command, quiet=quiet, json=json)
+
+
+def _flags(
+    model: str | None,
+    from_: str | None,
+    seed: int | None,
+    format: str | None,
+    map: Sequence[str] | None,
+) -> dict[str, object]:
+    """The settings that have a flag of their own, by dotted key."""
+    return {
+        "model.name": model,
+        "model.adapter": from_,
+        "train.seed": seed,
+        "data.format": format,
+        "data.map": mapping(map),
+    }
 
 
 def mapping(texts: Sequence[str] | None) -> dict[str, str] | None:
@@ -111,13 +130,9 @@ def _train(
     from lite_align.view import View
 
     resolved = load(stage, data=data, recipe_file=recipe_file, flags=flags, sets=sets)
-    if stage != "dpo":
-        raise RecipeError(
-            f"The stage {stage} is not part of this version", remedy="dpo is: lite-align dpo DATA"
-        )
     if not resolved.recipe.data.path:
         raise RecipeError("The recipe names no data", remedy="Set data.path, or: lite-align run RECIPE DATA")
 
-    from lite_align.stages.train_dpo import train
+    from lite_align.stages.training import train
 
     train(resolved, command, View(quiet, json))

@@ -113,7 +113,7 @@ class Renderer:
                 f"{type(tokenizer).__name__} does not say which characters a token covers.",
                 remedy="Use a model with a tokenizer.json; masks cannot be exact without it.",
             )
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, template, trusted=trusted)
         self._encoder = Encoder(tokenizer, self._template.source, self._template.written)
         self._plans: dict[tuple[Shape, int], _Plan] = {}
@@ -135,7 +135,7 @@ class Renderer:
 
     def describe(self) -> list[str]:
         """The template in a few lines: its hash, the stop tokens by name, the notes."""
-        stops = " ".join(str(self._tokenizer.convert_ids_to_tokens(stop)) for stop in sorted(self.stop_ids))
+        stops = " ".join(str(self.tokenizer.convert_ids_to_tokens(stop)) for stop in sorted(self.stop_ids))
         return [f"template {self.template_sha256[:12]} · stops at {stops}", *self.notes]
 
     def conversation(self, prompt: Conversation, answer: Conversation) -> Rendered:
@@ -173,7 +173,7 @@ class Renderer:
             _Layout((("", text),), (0,), (), (DataSpan(0, len(text), "assistant"),), ()) for text in texts
         ]
         begin = self._text_begin()
-        end = self._tokenizer.eos_token_id
+        end = self.tokenizer.eos_token_id
         end = end if isinstance(end, int) else self.turn_end
 
         def written(rendered: Rendered | Unusable) -> Rendered | Unusable:
@@ -186,7 +186,7 @@ class Renderer:
 
     def _text_begin(self) -> tuple[int, ...]:
         """What the tokenizer writes before a text of its own accord: the BOS token, where it has that habit."""
-        written, plain = (self._tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+        written, plain = (self.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
         assert isinstance(written, list)
         assert isinstance(plain, list)
         return tuple(written[: written.index(plain[0])])
@@ -236,7 +236,7 @@ class Renderer:
             last = index + 1 == len(styles)
             if not last and styles[index + 1] == style and style != "special":
                 continue
-            text = self._tokenizer.decode(list(rendered.ids[: index + 1]), clean_up_tokenization_spaces=False)
+            text = self.tokenizer.decode(list(rendered.ids[: index + 1]), clean_up_tokenization_spaces=False)
             assert isinstance(text, str)
             if not last:
                 text = text.rstrip("\ufffd")
@@ -472,12 +472,12 @@ class Renderer:
             raise ModelError(
                 f"The chat template cannot be trained on. {error.what}.", remedy=remedy
             ) from error
-        bos = self._tokenizer.bos_token_id
+        bos = self.tokenizer.bos_token_id
         if bos is not None and rendered.ids[:2] == (bos, bos):
             raise ModelError("LA201: the chat template writes the BOS token twice.", remedy=remedy)
         beyond = [token for token in rendered.ids if vocabulary is not None and token >= vocabulary]
         if beyond:
-            names = ", ".join(map(str, self._tokenizer.convert_ids_to_tokens(beyond)))
+            names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(beyond)))
             raise ModelError(
                 f"LA210: the tokenizer has tokens that the model has no embedding for: {names}.",
                 remedy=remedy,

@@ -3,13 +3,13 @@
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from lite_align.data.types import Chat, Conversation, Pair, Source
+from lite_align.data.types import Conversation, Row, Source
 from lite_align.errors import DataError, RecipeError
 
-_Key = tuple[tuple[str, str], ...]
+RowT = TypeVar("RowT", bound=Row)
 
 
 def text_key(text: str) -> str:
@@ -22,15 +22,14 @@ def prompt_key(prompt: Conversation) -> tuple[tuple[str, str], ...]:
     return tuple((turn.role, text_key(turn.content)) for turn in prompt if turn.role != "system")
 
 
-RowT = TypeVar("RowT", bound=Pair | Chat)
-
-
-def row_key(row: Pair | Chat) -> _Key:
-    """What must not be on both sides of a split: the prompt of a row, or all of a raw text."""
-    return prompt_key(row.messages if isinstance(row, Chat) and row.raw else row.prompt)
-
-
-def hold_out(rows: Sequence[RowT], share: float, seed: int) -> tuple[list[RowT], list[RowT]]:
+def hold_out(
+    rows: Sequence[RowT],
+    prompt: Callable[[RowT], Conversation],
+    share: float,
+    seed: int,
+    *,
+    noun: str = "rows",
+) -> tuple[list[RowT], list[RowT]]:
     """Split into training and held-out rows by prompt; both keep the order of the file.
 
     `share` is the part of the prompts to hold out, at least one and never all; 0 holds out none. Which ones
@@ -44,11 +43,11 @@ def hold_out(rows: Sequence[RowT], share: float, seed: int) -> tuple[list[RowT],
         raise RecipeError(f"data.held_out is {share:g}; a share from 0 to below 1 expected")
     if share == 0:
         return list(rows), []
-    keys = [row_key(row) for row in rows]
+    keys = [prompt_key(prompt(row)) for row in rows]
     categories = _categories(rows, keys)
     if len(categories) < 2:
         raise DataError(
-            f"{len(rows):,} rows, {len(categories)} prompt; two prompts are needed to hold one out",
+            f"{len(rows):,} {noun}, {len(categories)} prompt; two prompts are needed to hold one out",
             remedy="Add prompts, give a file of its own with --set data.held_out_path=FILE, or train without "
             "one: --set data.held_out=0",
         )
@@ -58,7 +57,10 @@ def hold_out(rows: Sequence[RowT], share: float, seed: int) -> tuple[list[RowT],
     return train, [row for row, key in zip(rows, keys, strict=True) if key in held]
 
 
-def _categories(rows: Sequence[Pair | Chat], keys: Sequence[_Key]) -> dict[_Key, str]:
+_Key = tuple[tuple[str, str], ...]
+
+
+def _categories(rows: Sequence[Row], keys: Sequence[_Key]) -> dict[_Key, str]:
     """Give each prompt one category: the first by name that its rows have."""
     found: dict[_Key, str] = {}
     for row, key in zip(rows, keys, strict=True):
@@ -85,10 +87,10 @@ def _hash(key: _Key, seed: int) -> bytes:
 
 
 def shared_prompts(
-    train: Sequence[Pair | Chat], held_out: Sequence[Pair | Chat]
+    train: Sequence[RowT], held_out: Sequence[RowT], prompt: Callable[[RowT], Conversation]
 ) -> list[tuple[Source, Source]]:
     """List held-out rows (first) whose prompt is trained too (second): leaks of a separate held-out file."""
     trained: dict[_Key, Source] = {}
     for row in train:
-        trained.setdefault(row_key(row), row.source)
-    return [(row.source, trained[key]) for row in held_out if (key := row_key(row)) in trained]
+        trained.setdefault(prompt_key(prompt(row)), row.source)
+    return [(row.source, trained[key]) for row in held_out if (key := prompt_key(prompt(row))) in trained]

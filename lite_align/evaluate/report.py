@@ -16,24 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from lite_align.evaluate import curves
+from lite_align.evaluate.findings import MOVED_SHARE
 from lite_align.evaluate.folder import Record, RunFolder, is_number, read
-from lite_align.evaluate.statistics import bracket, percent
-from lite_align.evaluate.verdict import MOVED_SHARE, HeldOut, Verdict, judge_folder
+from lite_align.evaluate.statistics import percent
+from lite_align.evaluate.verdict import judge_folder
 from lite_align.view import safe
 
 MOST_ANSWERS = 100  # the rest stays in answers.jsonl, and the page says so
 MOST_WORDS = 1500  # comparing answers costs the square of their length
 LEAST_COMMON = 0.25  # share of common words, below which marks cover nearly everything
-DASH = "–"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One of the numbers at the top: what, how much, and the sentence under it."""
-
-    label: str
-    value: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -76,21 +67,6 @@ class Setting:
     changed: bool
 
 
-@dataclass(frozen=True)
-class CategoryRow:
-    """Held-out accuracy of one category: words for reading, percentages for the picture."""
-
-    name: str
-    count: int
-    before: str
-    after: str
-    interval: str
-    dot_before: float
-    dot: float
-    low: float
-    high: float
-
-
 def write(run_dir: Path) -> Path:
     """Write report.html into a run folder and return its path. Raises UserError if the folder cannot be read."""
     path = run_dir / "report.html"
@@ -108,6 +84,7 @@ def render(folder: RunFolder) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["together"] = together
+    environment.filters["clean"] = clean
     template = environment.from_string(
         files("lite_align.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
@@ -119,10 +96,10 @@ def render(folder: RunFolder) -> str:
         status=clean(folder.run.get("status", "unknown")),
         model=clean(folder.part("model").get("name", "")),
         verdict=verdict,
-        figures=figures(verdict),
+        figures=verdict.figures,
         badges=badges(folder),
         curves=curves.draw_all(folder),
-        categories=[category_row(name, row) for name, row in verdict.details.items()],
+        categories=verdict.categories,
         answers=answers,
         groups=sorted({(a.group, a.category) for a in answers}),
         answers_left_out=max(0, len(folder.answers) - MOST_ANSWERS),
@@ -160,36 +137,6 @@ def together(text: str) -> str:
     return text.replace(" %", "\u00a0%")
 
 
-def figures(verdict: Verdict) -> list[Figure]:
-    """The three numbers at the top; a dash where nothing was measured."""
-    held_out, change = verdict.held_out, verdict.length_change
-    unmeasured = "not measured in this run"
-    first = Figure("Held-out accuracy", DASH, unmeasured)
-    second = Figure("Held-out margin", DASH, unmeasured)
-    if held_out is not None:
-        accuracy = held_out.accuracy
-        before = percent(held_out.accuracy_before.value)
-        first = Figure(
-            first.label,
-            percent(accuracy.value),
-            f"95 % interval {bracket(accuracy)}, {held_out.count:,} pairs; {before} before",
-        )
-        ends = f"95 % interval [{held_out.margin.low:.2f}, {held_out.margin.high:.2f}]; "
-        known = ends if held_out.count > 1 else ""
-        second = Figure(
-            second.label, f"{held_out.margin.value:.2f}", f"{known}{held_out.margin_before:.2f} before"
-        )
-    length = Figure("Answer length", DASH, unmeasured)
-    if change is not None:
-        sign = "+" if change >= 0 else "−"
-        length = Figure(
-            length.label,
-            sign + percent(abs(change)),
-            "mean tokens of the answers below, after against before",
-        )
-    return [first, second, length]
-
-
 def badges(folder: RunFolder) -> list[Badge]:
     """What the run proved about itself: start, fixed reference, moving adapter, finite losses."""
     found: list[Badge] = []
@@ -212,22 +159,6 @@ def badges(folder: RunFolder) -> list[Badge]:
     if losses:
         found.append(Badge("all losses finite", all(map(is_number, losses)), f"{len(losses):,} logged steps"))
     return found
-
-
-def category_row(name: str, row: HeldOut) -> CategoryRow:
-    """One line of the dot plot."""
-    after = row.accuracy
-    return CategoryRow(
-        name=clean(name),
-        count=row.count,
-        before=percent(row.accuracy_before.value),
-        after=percent(after.value),
-        interval=bracket(after),
-        dot_before=round(100 * row.accuracy_before.value, 2),
-        dot=round(100 * after.value, 2),
-        low=round(100 * after.low, 2),
-        high=round(100 * after.high, 2),
-    )
 
 
 def pair_up(rows: Sequence[Record]) -> list[Answer]:

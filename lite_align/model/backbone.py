@@ -340,8 +340,8 @@ class Backbone:
         if adapter.head is not None:
             scalar_head.save_head(adapter.head, folder)
 
-    def load_adapter(self, role: Role, folder: Path) -> None:
-        """Read an adapter, and the head of a role that has one, into a role.
+    def load_adapter(self, role: Role, folder: Path, *, head: bool = True) -> None:
+        """Read an adapter, and the head of a role that has one, into a role; without `head` the head stays.
 
         Raises:
             ModelError: it cannot be read, or has other layers, another rank, another scale or another head.
@@ -355,7 +355,7 @@ class Backbone:
                 remedy=f"Set lora.rank={config['r']} and lora.alpha={config['lora_alpha']}.",
             )
         if own.head is not None:
-            values[scalar_head.NAME] = scalar_head.read(folder)
+            values[scalar_head.NAME] = scalar_head.read(folder) if head else own.head.detach().cpu()
         self.set_adapter_tensors(role, values)
 
     # Identity.
@@ -364,6 +364,8 @@ class Backbone:
         """Everything that reference log-probs depend on besides token ids."""
         name = self.adapter_sha256(Role.REFERENCE) if self.has(Role.REFERENCE) else "none"
         shared = "shared" if self.shares_prefixes else "alone"
+        if not self.speed.share_prompts:
+            shared += ", each answer with a prompt of its own"
         return {**self.loaded.identity, "reference": name, "kernel": f"{self.kernel.kind}, prompts {shared}"}
 
     def adapter_sha256(self, role: Role) -> str:

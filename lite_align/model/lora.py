@@ -24,7 +24,7 @@ from lite_align.recipe import PROJECTIONS, LoraOptions
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model's modules."""
 
 
@@ -176,7 +176,7 @@ def _named(model: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Parameter]]
         for part in ("lora_A", "lora_B"):
             ending = f".{part}.{adapter}.weight"
             if name.endswith(ending):
-                yield f"{_PREFIX}{name.removesuffix(ending)}.{part}.weight", parameter
+                yield f"{PREFIX}{name.removesuffix(ending)}.{part}.weight", parameter
 
 
 def tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -192,14 +192,42 @@ def set_tensors(model: nn.Module, adapter: str, values: Mapping[str, Tensor]) ->
         ModelError: lists every missing, unknown or misshapen tensor; then nothing was changed.
     """
     own = dict(parameters(model, adapter))
-    problems = [f"missing: {name}" for name in sorted(own.keys() - values.keys())]
-    problems += [f"unknown: {name}" for name in sorted(values.keys() - own.keys())]
-    for name in sorted(own.keys() & values.keys()):
-        have, want = tuple(values[name].shape), tuple(own[name].shape)
-        if have != want:
-            problems.append(f"{name} has the shape {have} and not {want}")
-        elif not torch.isfinite(values[name]).all():
-            problems.append(f"{name} is not finite")
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    problems = _differences(shapes, {name: tuple(parameter.shape) for name, parameter in own.items()})
+    problems += [f"{name} is not finite" for name, value in values.items() if not torch.isfinite(value).all()]
+    _refuse(problems)
+    for name, parameter in own.items():
+        parameter.copy_(values[name])
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], model: nn.Module, targets: Sequence[str], rank: int
+) -> None:
+    """Check names and shapes of an adapter's weights against the layers of a base, which may have no weights.
+
+    Raises:
+        ModelError: lists every missing, unknown or misshapen tensor.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    for name in linears(model):
+        if name.rpartition(".")[2] in targets:
+            layer: Any = model.get_submodule(name)
+            expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
+            expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
+    _refuse(_differences(found, expected))
+
+
+def _differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    problems = [f"missing: {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unknown: {name}" for name in sorted(found.keys() - expected.keys())]
+    return problems + [
+        f"{name} has the shape {found[name]} and not {expected[name]}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
+    ]
+
+
+def _refuse(problems: Sequence[str]) -> None:
     if problems:
         rest = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
         raise ModelError(
@@ -207,8 +235,6 @@ def set_tensors(model: nn.Module, adapter: str, values: Mapping[str, Tensor]) ->
             details=[*problems[:8], *rest],
             remedy="Use the base model, lora.rank and lora.targets that it was trained with.",
         )
-    for name, parameter in own.items():
-        parameter.copy_(values[name])
 
 
 def save_adapter(model: nn.Module, adapter: str, config: LoraConfig, folder: Path) -> None:

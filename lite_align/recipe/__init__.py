@@ -2,7 +2,17 @@
 
 from lite_align.recipe.advice import memory_levers, size_defaults, unusual
 from lite_align.recipe.keys import Key, document, drift_classes, flatten, keys, to_dict
-from lite_align.recipe.load import FLAGS, Resolved, dump, from_dict, load, nearest, resolve_auto, stage_of
+from lite_align.recipe.load import (
+    FLAGS,
+    Resolved,
+    dump,
+    from_dict,
+    inherit,
+    load,
+    nearest,
+    resolve_auto,
+    stage_of,
+)
 from lite_align.recipe.schema import (
     PROJECTIONS,
     STAGES,
@@ -45,6 +55,7 @@ __all__ = [
     "dump",
     "flatten",
     "from_dict",
+    "inherit",
     "keys",
     "load",
     "memory_levers",

@@ -2,17 +2,30 @@
 
 from lite_align.recipe.schema import DPORecipe, Recipe
 
-_SIZES = ((6e9, 5e-6, 0.1), (1e9, 1e-5, 0.1), (1e8, 2e-5, 0.3), (0, 1e-3, 1.0))
+_SIZES: dict[str, tuple[tuple[float, dict[str, float]], ...]] = {
+    "dpo": (
+        (6e9, {"train.learning_rate": 5e-6, "loss.beta": 0.1}),
+        (1e9, {"train.learning_rate": 1e-5, "loss.beta": 0.1}),
+        (1e8, {"train.learning_rate": 2e-5, "loss.beta": 0.3}),
+        (0, {"train.learning_rate": 1e-3, "loss.beta": 1.0}),
+    ),
+    "sft": ((1e8, {"train.learning_rate": 2e-4}), (0, {"train.learning_rate": 2e-3})),
+    "reward": (
+        (1e9, {"train.learning_rate": 5e-5}),
+        (1e8, {"train.learning_rate": 1e-4}),
+        (0, {"train.learning_rate": 1.5e-3}),
+    ),
+    "ppo": ((1e8, {"train.learning_rate": 1e-5}), (0, {"train.learning_rate": 1e-3})),
+}
 
 
-def size_defaults(parameters: int) -> dict[str, float]:
-    """Learning rate and beta of a dpo run on a base with so many parameters, by dotted key.
+def size_defaults(stage: str, parameters: int) -> dict[str, float]:
+    """Settings of a stage that depend on the size of its base, by dotted key.
 
     Source: values that published QLoRA recipes agree on for 1 B and above; below, measured on small models,
     where a stronger pull keeps the text whole.
     """
-    _, learning_rate, beta = next(row for row in _SIZES if parameters >= row[0])
-    return {"train.learning_rate": learning_rate, "loss.beta": beta}
+    return next(values for size, values in _SIZES[stage] if parameters >= size)
 
 
 def unusual(recipe: Recipe, parameters: int | None = None) -> list[str]:
@@ -48,7 +61,7 @@ def _unusual_dpo(recipe: DPORecipe, parameters: int | None) -> list[str]:
     lines: list[str] = []
     rate, beta = recipe.train.learning_rate, recipe.loss.beta
     if rate != "auto":
-        usual = 1e-5 if parameters is None else size_defaults(parameters)["train.learning_rate"]
+        usual = 1e-5 if parameters is None else size_defaults("dpo", parameters)["train.learning_rate"]
         size = "" if parameters is None else f" for {parameters / 1e9:.2g} B parameters"
         if rate > 8 * usual and (parameters is not None or rate >= 1e-4):
             hint = " (it is a value for sft)" if 1e-4 <= rate <= 5e-4 else ""

@@ -15,7 +15,13 @@ from lite_align.recipe.schema import STAGES, Recipe
 from lite_align.recipe.secrets import holds_secret
 from lite_align.recipe.yaml import MAX_BYTES, Document, read, scalar
 
-FLAGS = {"model.name": "--model", "train.seed": "--seed", "data.format": "--format", "data.map": "--map"}
+FLAGS = {
+    "model.name": "--model",
+    "model.adapter": "--from",
+    "train.seed": "--seed",
+    "data.format": "--format",
+    "data.map": "--map",
+}
 """Settings that have a flag of their own, by dotted key."""
 
 _OTHER_NAMES = {
@@ -168,6 +174,47 @@ def resolve_auto(resolved: Resolved[AnyRecipe], key: str, value: object, reason:
     nested[block][name] = value
     recipe = cast(AnyRecipe, type(resolved.recipe).model_validate(nested))
     return replace(resolved, recipe=recipe, provenance={**resolved.provenance, key: f"auto: {reason}"})
+
+
+def inherit(
+    resolved: Resolved[AnyRecipe],
+    must: Mapping[str, object],
+    may: Mapping[str, object],
+    *,
+    origin: str,
+    free: Sequence[str] = (),
+) -> Resolved[AnyRecipe]:
+    """Take settings from what a recipe continues, where nobody has chosen them.
+
+    Args:
+        resolved: the recipe.
+        must: values by dotted key that a choice must agree with.
+        may: values that a choice stands against.
+        origin: where the values come from, for the provenance.
+        free: keys of `must` whose present value is replaced all the same.
+
+    Raises:
+        RecipeError: choices that differ from `must`, all of them.
+    """
+    nested = to_dict(resolved.recipe)
+    provenance = dict(resolved.provenance)
+    problems: list[tuple[str, str]] = []
+    for key, value in {**must, **may}.items():
+        block, _, name = key.partition(".")
+        plain: object = list(cast(tuple[object, ...], value)) if isinstance(value, tuple) else value
+        present, chosen = nested[block][name], provenance.get(key, "default") != "default"
+        if present == plain:
+            continue
+        if key in must and chosen and present != "auto" and key not in free:
+            text = f"{key} is {yaml_value(present)} ({provenance[key]}), {yaml_value(plain)} {origin}"
+            problems.append(("", text))
+        elif present == "auto" or not chosen or key in free:
+            nested[block][name] = plain
+            provenance[key] = origin
+    if problems:
+        raise _error(resolved.recipe.stage, problems)
+    recipe = cast(AnyRecipe, type(resolved.recipe).model_validate(nested))
+    return replace(resolved, recipe=recipe, provenance=provenance)
 
 
 def dump(resolved: Resolved[Any]) -> str:

@@ -39,6 +39,12 @@ class ModelOptions(Block):
     revision: str | None = Field(
         default=None, description="Commit of a hub model; null: the newest.", json_schema_extra=REFUSE
     )
+    adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Finished run or adapter folder to continue (--from); null: a new adapter on the base.",
+        json_schema_extra=REFUSE,
+    )
     quantization: Literal["auto", "none", "nf4", "int8"] = Field(
         default="auto",
         description="Storage of the frozen base; auto: nf4 on a GPU, none on a CPU.",

@@ -10,7 +10,8 @@ from lite_align.data import formats, lint, sources
 from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Rendered, Row, Tree
 from lite_align.errors import DataError, UserError
 from lite_align.recipe import DPORecipe, Resolved
-from lite_align.stages import pairs as rows
+from lite_align.stages import rows
+from lite_align.stages.pairs import PAIRS
 from lite_align.view import View
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _show_tokens(recipe: DPORecipe, pairs: Sequence[Pair], view: View, show: int
     trusted = options.model.name == folder.TINY
     tokenizer = load.load_tokenizer(options.model)
     renderer = Renderer(tokenizer, trusted=trusted)
-    rendered = rows.render(pairs, renderer, options.data)
+    rendered = rows.render(PAIRS, pairs, renderer, options.data)
     view.section("template", *renderer.describe())
     longest = [len(tree.root) + max(len(leaf.ids) for leaf in tree.leaves) for tree in rendered.trees]
     if longest:
@@ -156,33 +157,34 @@ def _show_tokens(recipe: DPORecipe, pairs: Sequence[Pair], view: View, show: int
     _show_left_out(rendered.dropped, view)
     if rendered.trees and show:
         view.legend()
-    for pair, tree, turns in list(zip(rendered.pairs, rendered.trees, rendered.turns_dropped))[:show]:
-        show_tree(renderer, pair, tree, view, turns_dropped=turns)
-    rows.refuse_forged(rendered.pairs, tokenizer, options.data.accept)
+    for pair, tree, turns in list(zip(rendered.rows, rendered.trees, rendered.turns_dropped))[:show]:
+        show_tree(PAIRS, renderer, pair, tree, view, turns_dropped=turns)
+    rows.refuse_forged(PAIRS, rendered.rows, tokenizer, options.data.accept)
     return rendered.dropped
 
 
 def show_tree(
+    kind: rows.Kind[rows.RowT],
     renderer: "Renderer",
-    pair: Pair,
+    row: rows.RowT,
     tree: Tree,
     view: View,
     *,
     turns_dropped: int = 0,
     limit: int | None = None,
 ) -> None:
-    """Print a pair as it is trained: the shared prompt once, both answers beside each other, coloured by mask.
+    """Print a row as it is trained: the shared prompt once, its answers beside each other, coloured by mask.
 
     Args:
         turns_dropped: prompt turns that did not fit; they are struck through.
         limit: characters of each stretch that are shown; None shows all.
     """
-    view.section("pair", str(pair.source))
-    cut = [(f"{turn.role}: {turn.content}\n", "cut") for turn in pair.prompt[:turns_dropped]]
+    view.section(kind.noun.removesuffix("s"), str(row.source))
+    cut = [(f"{turn.role}: {turn.content}\n", "cut") for turn in kind.prompt(row)[:turns_dropped]]
     root = renderer.spans(Rendered(tree.root, tree.root_trained))
     view.token_row("prompt", _clipped([*cut, *root], limit))
     columns: dict[str, list[tuple[str, str]]] = {}
-    for name, leaf in zip(("chosen", "rejected"), tree.leaves, strict=True):
+    for name, leaf in zip(kind.answers, tree.leaves):
         spans = renderer.spans(Rendered(leaf.ids, leaf.trained))
         columns[f"{name} · {sum(leaf.trained):,} tokens trained"] = _clipped(spans, limit)
     view.token_columns(columns)

@@ -19,7 +19,6 @@ from lite_align.losses.pairs import PairLogps
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import DPORecipe
 from lite_align.stages import passes
-from lite_align.stages.pairs import to_batch
 from lite_align.stages.reference import tolerance
 from lite_align.train.engine import Loss, Window
 from lite_align.train.faults import TokenBudget
@@ -152,7 +151,7 @@ class DPO:
         """Do some work without gradients on batches of some pairs of a set, and yield each result."""
 
         def on_trees(pack: list[Tree]) -> T:
-            return work(to_batch(pack, self.backbone.device))
+            return work(passes.to_batch(pack, self.backbone.device))
 
         trees = [pairs.trees[row] for row in rows]
         packs = forest.pack(trees, self.budget.tokens)

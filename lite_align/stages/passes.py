@@ -8,15 +8,23 @@ import torch
 
 from lite_align.data import forest
 from lite_align.data.types import Tree
-from lite_align.stages.pairs import to_batch
 from lite_align.train.faults import Shortage, Size, TokenBudget, attempt
 
 T = TypeVar("T")
+
+PAD_TO = 64
+"""Batches have a multiple of so many tokens. Libraries choose, and some compile and keep, a kernel for every number of
+rows: on a CPU in bf16, a 15M model with batches of all lengths came to 1.3 GB, with these to 0.9."""
 
 
 def laid_out(trees: Sequence[Tree], *, share_prompts: bool) -> list[Tree]:
     """The trees as they are computed: as they are, or every answer with a prompt of its own."""
     return list(trees) if share_prompts else [forest.apart(tree) for tree in trees]
+
+
+def to_batch(trees: Sequence[Tree], device: torch.device) -> forest.Batch:
+    """Pack trees into one row on a device, padded to a multiple of `PAD_TO` tokens."""
+    return forest.batch(trees, pad_to=PAD_TO).to(device)
 
 
 def packs(trees: Sequence[Tree], tokens: int) -> list[list[Tree]]:

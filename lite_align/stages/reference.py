@@ -20,8 +20,7 @@ from lite_align.data.types import Tree
 from lite_align.errors import DiskFull, TrainingStopped, UserError
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import cache_root
-from lite_align.stages.pairs import to_batch
-from lite_align.stages.passes import in_packs
+from lite_align.stages.passes import in_packs, to_batch
 from lite_align.train.faults import TokenBudget
 from lite_align.view import View
 

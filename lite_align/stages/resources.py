@@ -3,18 +3,17 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from lite_align.data.types import Pair, Tree
+from lite_align.data.types import Tree
 from lite_align.model import attention, flops, load, planner
+from lite_align.model.backbone import Backbone
 from lite_align.model.budget import Layout, Sizes, sizes
-from lite_align.recipe import DPORecipe, ModelOptions, Resolved, resolve_auto
-from lite_align.stages.dpo import DPO
-from lite_align.stages.passes import laid_out
+from lite_align.recipe import ModelOptions, Resolved, TrainOptions, resolve_auto
 from lite_align.train import checkpoint
-from lite_align.train.engine import Engine
+from lite_align.train.engine import Engine, Loss, Window
 from lite_align.train.faults import Shortage, attempt
 from lite_align.train.meter import Meter, Rate, measure_rate
 from lite_align.view import View
@@ -37,37 +36,40 @@ class Amount:
     """What a run works on.
 
     Args:
-        train: work of every training example.
-        held_out: work of every held-out example.
+        train: work of every tree of the training examples.
+        held_out: work of every tree of the held-out examples.
+        examples: number of training examples.
         batch_size: examples an optimiser step.
         steps: of the whole run.
         evaluations: passes over the held-out examples.
+        has_reference: whether all trees go through the reference once.
     """
 
     train: Sequence[flops.Work]
     held_out: Sequence[flops.Work]
+    examples: int
     batch_size: int
     steps: int
     evaluations: int
+    has_reference: bool
 
     @classmethod
     def of(
         cls,
-        recipe: DPORecipe,
-        train: Sequence[tuple[Pair, Tree]],
-        held_out: Sequence[tuple[Pair, Tree]],
+        options: TrainOptions,
+        train: Sequence[Tree],
+        held_out: Sequence[Tree],
+        *,
+        examples: int,
         steps: int,
+        has_reference: bool,
     ) -> "Amount":
-        """What a run works on, with prompts as they are computed."""
-
-        def works(examples: Sequence[tuple[Pair, Tree]]) -> list[flops.Work]:
-            trees = laid_out([tree for _, tree in examples], share_prompts=recipe.speed.share_prompts)
-            return [work_of(tree) for tree in trees]
-
-        every = recipe.train.eval_steps
+        """What a run works on: its trees as they are computed, which hold so many training examples."""
+        every = options.eval_steps
         assert every != "auto"
         evaluations = -(-steps // (every or steps))
-        return cls(works(train), works(held_out), recipe.train.batch_size, steps, evaluations)
+        works = ([work_of(tree) for tree in train], [work_of(tree) for tree in held_out])
+        return cls(*works, examples, options.batch_size, steps, evaluations, has_reference)
 
     @property
     def longest(self) -> int:
@@ -77,12 +79,12 @@ class Amount:
     @property
     def window(self) -> int:
         """Tokens of a usual optimiser step, with a quarter more for unusual ones."""
-        return int(1.25 * self.batch_size * flops.total(list(self.train)).tokens / len(self.train))
+        return int(1.25 * self.batch_size * flops.total(list(self.train)).tokens / self.examples)
 
     @property
     def epochs(self) -> float:
         """Passes over the training examples."""
-        return self.steps * self.batch_size / len(self.train)
+        return self.steps * self.batch_size / self.examples
 
 
 @dataclass(frozen=True)
@@ -232,10 +234,13 @@ def seconds(size: Sizes, layout: Layout, amount: Amount, rate: Rate) -> float:
     train, held_out = flops.total(list(amount.train)), flops.total(list(amount.held_out))
     step = flops.forward(size, train, rank=rank) + flops.backward(size, train, rank=rank)
     step += flops.recomputation(size, train, rank=rank, blocks=layout.recomputed)
-    operations = amount.epochs * step + flops.forward(size, train + held_out, rank=0)
+    operations = amount.epochs * step
+    if amount.has_reference:
+        operations += flops.forward(size, train + held_out, rank=0)
     operations += amount.evaluations * flops.forward(size, held_out, rank=rank)
     passes = max(amount.steps, amount.epochs * train.tokens / layout.tokens)
-    without_gradient = (train.tokens + (1 + amount.evaluations) * held_out.tokens) / layout.tokens
+    once = (train.tokens + held_out.tokens) * amount.has_reference
+    without_gradient = (once + amount.evaluations * held_out.tokens) / layout.tokens
     unpacked = passes * (2 + layout.recomputed / size.layers) + without_gradient
     return operations / rate.operations / SHARE[layout.device] + unpacked * rate.unpacking
 
@@ -289,7 +294,21 @@ def duration(needed: float) -> str:
 # Before step 1.
 
 
-def probe(stage: DPO, engine: Engine[Any], forecast: Forecast, meter: Meter) -> int | None:
+class Probed(Protocol):
+    """What a probe asks of a stage."""
+
+    backbone: Backbone
+
+    def window(self, step: int) -> Window[Any]:
+        """The examples of an optimiser step."""
+        ...
+
+    def loss(self, batch: Any) -> Loss:
+        """The loss of one micro-batch."""
+        ...
+
+
+def probe(stage: Probed, engine: Engine[Any], forecast: Forecast, meter: Meter) -> int | None:
     """Measure a forward and backward pass and set how many blocks recompute, where that was left open.
 
     Nothing is changed but that number, on which no result depends. Where the plan is far from the limit and no block

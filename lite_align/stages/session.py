@@ -1,19 +1,15 @@
-"""What every training command does around its stage: device, automatic settings, run folder, plan, answers."""
+"""What every training command does around its stage: device, automatic settings, run folder, plan."""
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from lite_align.data.render import Renderer
-from lite_align.data.types import Pair
 from lite_align.errors import UserError
 from lite_align.model import load
-from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import Resolved, drift_classes, flatten, resolve_auto, size_defaults, to_dict
 from lite_align.recipe.keys import Key, keys, yaml_value
 from lite_align.stages.command import CommandOptions
@@ -22,8 +18,6 @@ from lite_align.train.run import Run
 from lite_align.view import View
 
 RUNS = Path("runs")
-PROBES = 8  # held-out prompts that are answered before and after
-PROBE_TOKENS = 128
 HELD_OUT, MOST_HELD_OUT = 0.1, 512  # share and number of held-out pairs where the recipe does not say
 LONGEST = 2048  # tokens of prompt and answer where the recipe does not say
 FEW_EXAMPLES = 2000  # below this a second epoch is worth its time
@@ -82,7 +76,11 @@ def stored_record(folder: Path | None) -> Mapping[str, Any] | None:
 
 
 def open_run(
-    resolved: Resolved[Any], command: CommandOptions, folder: Path | None, hashes: dict[str, str]
+    resolved: Resolved[Any],
+    command: CommandOptions,
+    folder: Path | None,
+    hashes: dict[str, str],
+    parents: Sequence[Mapping[str, str]] = (),
 ) -> Run:
     """Create a run folder, or lock the interrupted one after checking that it would be continued exactly.
 
@@ -99,6 +97,7 @@ def open_run(
             out=folder or command.out,
             root=RUNS,
             command=shlex.split(command.command),
+            parents=parents,
         )
     assert folder is not None
     run = Run.resume(folder)
@@ -145,7 +144,7 @@ def settle_held_out(resolved: Resolved[Any], examples: int) -> Resolved[Any]:
 
 def settle_training(resolved: Resolved[Any], *, parameters: int, examples: int) -> Resolved[Any]:
     """Fill the "auto" settings that follow from the size of the model and of the data."""
-    for key, value in size_defaults(parameters).items():
+    for key, value in size_defaults(resolved.recipe.stage, parameters).items():
         if key in flatten(to_dict(resolved.recipe)):
             resolved = resolve_auto(resolved, key, value, f"{short(parameters)} parameters")
     few = examples < FEW_EXAMPLES
@@ -204,43 +203,3 @@ def plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     return str(yaml_value(value)) if value not in (None, {}, "") else "none"
-
-
-# Answers before and after.
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A greedy answer: its text and number of tokens."""
-
-    text: str
-    tokens: int
-
-
-def probe_pairs(pairs: Sequence[Pair]) -> list[Pair]:
-    """Up to eight pairs with different prompts, from as many categories as there are."""
-    by_category: dict[str | None, list[Pair]] = {}
-    seen: set[object] = set()
-    for pair in pairs:
-        if pair.prompt not in seen:
-            seen.add(pair.prompt)
-            by_category.setdefault(pair.category, []).append(pair)
-    rounds = max(map(len, by_category.values()), default=0)
-    ordered = [group[i] for i in range(rounds) for group in by_category.values() if i < len(group)]
-    return ordered[:PROBES]
-
-
-def answers(
-    backbone: Backbone, role: Role, renderer: Renderer, pairs: Sequence[Pair], advance: Callable[[], None]
-) -> list[Answer]:
-    """Greedy answers to the prompts of some pairs under a role, at most `PROBE_TOKENS` long."""
-    found = []
-    for pair in pairs:
-        with backbone.role(role):
-            (ids,) = backbone.generate(
-                [renderer.prompt_ids(pair.prompt)], stop_ids=renderer.stop_ids, max_new_tokens=PROBE_TOKENS
-            )
-        text = backbone.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)
-        found.append(Answer(str(text).strip(), len(ids)))
-        advance()
-    return found

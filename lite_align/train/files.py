@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -197,7 +197,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, path: Path, data: bytes) -> None:
+def _write_all(descriptor: int, path: Path, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         piece = view[:WRITE_BYTES]
@@ -219,14 +219,22 @@ def open_locked(path: Path) -> int:
 
 def write_new(path: Path, data: bytes) -> str:
     """Write a file that must not exist yet, sync it, and return the SHA-256 of `data`."""
+    return write_pieces(path, [data])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """As `write_new`, for data that come in pieces: only one of them is in memory."""
+    digest = hashlib.sha256()
     descriptor = _open(path, os.O_WRONLY | os.O_EXCL)
     try:
-        _write_all(descriptor, path, data)
+        for piece in pieces:
+            _write_all(descriptor, path, piece)
+            digest.update(piece)
         _tell("fsync", path)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return hashlib.sha256(data).hexdigest()
+    return digest.hexdigest()
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -42,6 +42,7 @@ SECTIONS = frozenset(
         "data",
         "model",
         "reference",
+        "adapters",
         "plan",
         "forecast",
         "measured",

@@ -71,7 +71,7 @@ class Job:
         """Run the stage in this process and return the run folder."""
         from lite_align.recipe import load
         from lite_align.stages.command import CommandOptions
-        from lite_align.stages.train_dpo import train
+        from lite_align.stages.training import train
         from lite_align.view import View
 
         flags = {"model.name": str(self.model), **self.recipe}
@@ -120,10 +120,10 @@ class Job:
 @pytest.fixture
 def few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two short answers in place of eight long ones: what is said matters, not how much."""
-    from lite_align.stages import session
+    from lite_align.stages import answers
 
-    monkeypatch.setattr(session, "PROBES", 2)
-    monkeypatch.setattr(session, "PROBE_TOKENS", 8)
+    monkeypatch.setattr(answers, "PROBES", 2)
+    monkeypatch.setattr(answers, "PROBE_TOKENS", 8)
 
 
 @pytest.fixture

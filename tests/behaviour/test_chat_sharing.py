@@ -7,7 +7,7 @@ from lite_align.data import chats, forest
 from lite_align.data.render import Renderer
 from lite_align.data.types import Chat, Message, Source, Tree
 from lite_align.model.backbone import Backbone, Role
-from lite_align.stages.pairs import to_batch
+from lite_align.stages.passes import to_batch
 from tests.data import families
 from tests.stages import small
 

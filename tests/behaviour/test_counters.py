@@ -21,7 +21,7 @@ from lite_align.model.backbone import Backbone, Role
 from lite_align.model.blocks import RECOMPUTED
 from lite_align.model.load import load_model
 from lite_align.recipe import LoraOptions, ModelOptions, SpeedOptions
-from lite_align.stages import pairs, passes
+from lite_align.stages import passes
 from lite_align.stages.dpo import DPO
 from tests.stages import small
 
@@ -40,7 +40,7 @@ TRAINED = (5 + 10 - 2) + (3 + 4) + (1 + 30)  # tokens that the answers of a pair
 @pytest.fixture(autouse=True)
 def no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches end with their last answer: counts by token are those of the rows."""
-    monkeypatch.setattr(pairs, "PAD_TO", 1)
+    monkeypatch.setattr(passes, "PAD_TO", 1)
 
 
 def tree(key: int, prompt: int, chosen: int, rejected: int, alike: int) -> Tree:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lite_align.errors import DriftError, RecipeError
 from lite_align.recipe import drift_classes, flatten
-from lite_align.stages import train_dpo
+from lite_align.stages import training
 from lite_align.train.fit import fit
 from lite_align.train.record import read_record
 
@@ -19,6 +19,7 @@ CLASSES = drift_classes("dpo")
 CHANGES: dict[str, object] = {
     "model.name": "OTHER",  # a copy of the model's folder
     "model.revision": "0123456789abcdef",
+    "model.adapter": "runs/another",
     "model.quantization": "nf4",
     "model.dtype": "bfloat16",
     "model.gradient_checkpointing": "on",
@@ -80,7 +81,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_backbone(*_: object) -> None:
         raise Reached
 
-    monkeypatch.setattr(train_dpo, "load_backbone", load_backbone)
+    monkeypatch.setattr(training, "load_backbone", load_backbone)
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def stopped(job, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path):
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = base.changed(**{"model.name": str(model), "data.held_out_path": str(held_out)})
     with monkeypatch.context() as patch:
-        patch.setattr(train_dpo, "fit", partial(fit, after_step=after_step))
+        patch.setattr(training, "fit", partial(fit, after_step=after_step))
         with pytest.raises(Reached):
             run.train()
     return run

@@ -7,7 +7,7 @@ import torch
 
 from lite_align.data import forest
 from lite_align.model.backbone import Backbone, Role
-from lite_align.stages.pairs import to_batch
+from lite_align.stages.passes import to_batch
 from tests.stages import small
 
 ROWS = small.rows(16, prompts=11)

@@ -38,7 +38,7 @@ MOMENTS: dict[str, dict[str, object]] = {
         **KILL,
     },
     "in epoch 2, logged but not saved": {"call": "lite_align.train.checkpoint:save", "nth": 2, **KILL},
-    "answering": {"call": "lite_align.stages.session:answers", "nth": 2, **KILL},
+    "answering": {"call": "lite_align.stages.answers:answers", "nth": 2, **KILL},
     "finished, without a report": {"call": "lite_align.evaluate.report:write", "nth": 1, **KILL},
 }
 

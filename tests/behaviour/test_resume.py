@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lite_align.errors import Interrupted, UserError
-from lite_align.stages import train_dpo
+from lite_align.stages import training
 from lite_align.train.fit import fit
 
 STEPS = 6  # of the small run: three in each of two epochs, checkpoints at 2, 4 and 6
@@ -32,7 +32,7 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]],
             if step == at:
                 act()
 
-        monkeypatch.setattr(train_dpo, "fit", partial(fit, after_step=after_step))
+        monkeypatch.setattr(training, "fit", partial(fit, after_step=after_step))
         return made
 
     return install

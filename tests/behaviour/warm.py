@@ -21,12 +21,12 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import lite_align.evaluate.curves
-import lite_align.stages.train_dpo  # noqa: F401
+import lite_align.stages.training  # noqa: F401
 from lite_align import cli
-from lite_align.stages import session
+from lite_align.stages import answers
 from lite_align.train import files
 
-session.PROBES, session.PROBE_TOKENS = 2, 8
+answers.PROBES, answers.PROBE_TOKENS = 2, 8
 
 
 def strike_before(call: str, nth: int, strike: Callable[[], None]) -> None:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_align.data.split import hold_out, prompt_key, shared_prompts, text_key
-from lite_align.data.types import Chat, Message, Pair, Source
+from lite_align.data import split
+from lite_align.data.split import prompt_key, text_key
+from lite_align.data.types import Chat, Conversation, Message, Pair, Source
 from lite_align.errors import DataError, RecipeError
 
 
@@ -14,6 +15,18 @@ def pair(line: int, prompt: str, category: str | None = None, system: str = "") 
     turns = (Message("system", system), Message("user", prompt)) if system else (Message("user", prompt),)
     answers = Message("assistant", "c"), Message("assistant", "r")
     return Pair(Source("f", line), category, prompt=turns, chosen=answers[:1], rejected=answers[1:])
+
+
+def prompt(row: Pair | Chat) -> Conversation:
+    return row.messages if isinstance(row, Chat) and row.raw else row.prompt
+
+
+def hold_out(rows: list, share: float, seed: int) -> tuple[list, list]:
+    return split.hold_out(rows, prompt, share, seed)
+
+
+def shared_prompts(train: list, held: list) -> list[tuple[Source, Source]]:
+    return split.shared_prompts(train, held, prompt)
 
 
 SPELLINGS = [

@@ -14,9 +14,10 @@ from lite_align.data.types import Message, Pair, Rendered, Source, Tree
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.load import load_model
 from lite_align.recipe import DataOptions, DPORecipe, LoraOptions, LossOptions, ModelOptions, TrainOptions
-from lite_align.stages import pairs as rows_of
 from lite_align.stages import reference
+from lite_align.stages import rows as rows_of
 from lite_align.stages.dpo import DPO, PairSet
+from lite_align.stages.pairs import PAIRS
 from lite_align.train.engine import Engine
 from lite_align.view import View
 
@@ -66,7 +67,7 @@ def as_pairs(lines: Sequence[dict[str, str]]) -> list[Pair]:
 
 def as_trees(pairs: Sequence[Pair], tokenizer: Any) -> list[Tree]:
     """The pairs rendered for a tokenizer; all of them must fit."""
-    rendered = rows_of.render(pairs, Renderer(tokenizer), DataOptions(max_length=512))
+    rendered = rows_of.render(PAIRS, pairs, Renderer(tokenizer), DataOptions(max_length=512))
     assert len(rendered.trees) == len(pairs)
     return rendered.trees
 

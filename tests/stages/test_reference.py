@@ -14,12 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lite_align.data.types import Leaf, Tree
+from lite_align.data.types import Leaf, Pair, Tree
 from lite_align.errors import DiskFull, TrainingStopped, UserError
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import cache_root
 from lite_align.recipe import load, to_dict
-from lite_align.stages import reference, train_dpo
+from lite_align.stages import reference, training
+from lite_align.stages.dpo import DPO
+from lite_align.stages.prepare import prepare
+from lite_align.stages.procedure import Prepared
 from lite_align.stages.reference import ReferenceCache, fill, tree_digest, verify
 from lite_align.train.faults import TokenBudget
 from lite_align.train.record import read_record
@@ -100,19 +103,18 @@ def test_more_digests_than_one_query_takes(tmp_path):
 # What is computed, counted in forward passes under REFERENCE.
 
 
-def prepared_run(
-    tiny: Path, data: Path, out: Path, sets: Sequence[str] = ()
-) -> tuple[train_dpo.Prepared, train_dpo.DPO]:
+def prepared_run(tiny: Path, data: Path, out: Path, sets: Sequence[str] = ()) -> tuple[Prepared[Pair], DPO]:
     """A run up to its first step, through the pieces of the command."""
     sets = ["train.batch_size=4", "data.held_out=0.2", "model.dtype=float32", *sets]
     if not any(text.startswith("train.tokens_per_microbatch") for text in sets):
         sets.append("train.tokens_per_microbatch=512")
     resolved = load("dpo", data=str(data), flags={"model.name": str(tiny)}, sets=sets)
-    prepared = train_dpo.prepare(resolved, None, small.silent())
+    procedure = training.PROCEDURES["dpo"]
+    prepared = prepare(procedure, resolved, None, small.silent())
     recipe = to_dict(prepared.resolved.recipe)
     with Run.create(stage="dpo", recipe=recipe, out=out) as run:
-        backbone = train_dpo.load_backbone(prepared, run, small.silent())
-        stage, _ = train_dpo.build(backbone, prepared, run, small.silent())
+        backbone = training.load_backbone(procedure, prepared, run, small.silent())
+        stage, _ = training.build(procedure, backbone, prepared, run, small.silent())
         stage.prove_start()
     return prepared, stage
 
@@ -156,7 +158,7 @@ def test_a_sweep_computes_the_reference_once_and_new_rows_alone(tiny_llama, tmp_
 def test_shortcuts_that_are_off_are_off_in_every_pass(tiny_llama, tmp_path, monkeypatch):
     data = small.write(tmp_path / "rows.jsonl", ROWS)
     forward, shared, fused = Backbone.leaf_logps, [], []
-    monkeypatch.setattr(train_dpo, "Engine", lambda *_, **options: fused.append(options["fused"]))
+    monkeypatch.setattr(training, "Engine", lambda *_, **options: fused.append(options["fused"]))
 
     def counting(self: Backbone, batch):
         shared.append(sum(segment.shared_stop - segment.shared_start for segment in batch.segments))

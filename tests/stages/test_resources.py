@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ GIB = 2**30
 SIZE_8B = sizes(LLAMA_8B)
 PAIR = Work.of(512, [256, 256], 512)
 SHORT, LONG = (
-    Amount([PAIR] * n, [PAIR] * 64, batch_size=16, steps=n // 16, evaluations=5) for n in (160, 16_000)
+    Amount([PAIR] * n, [PAIR] * 64, n, batch_size=16, steps=n // 16, evaluations=5, has_reference=True)
+    for n in (160, 16_000)
 )
 ROWS = small.rows(12)
 
@@ -117,7 +119,7 @@ def test_work_of_a_tree():
 
 
 def test_amounts_by_hand():
-    amount = Amount([Work(100)] * 60 + [Work(200)] * 20, [Work(300)], 8, 25, 2)
+    amount = Amount([Work(100)] * 60 + [Work(200)] * 20, [Work(300)], 80, 8, 25, 2, True)
     assert amount.longest == 300
     assert amount.window == 1.25 * 8 * 125
     assert amount.epochs == 2.5
@@ -126,7 +128,7 @@ def test_amounts_by_hand():
 def test_seconds_by_hand():
     """2 epochs of 4 pairs, 3 evaluations of 2 pairs, 1,000 tokens a pass, half of the blocks recomputing."""
     layout = Layout("nf4", 16, 1024, recomputed=16)
-    amount = Amount([PAIR] * 4, [PAIR] * 2, batch_size=2, steps=4, evaluations=3)
+    amount = Amount([PAIR] * 4, [PAIR] * 2, 4, batch_size=2, steps=4, evaluations=3, has_reference=True)
     rate = Rate(1e14, 0.5)
     train, held_out = total([PAIR] * 4), total([PAIR] * 2)
     step = forward(SIZE_8B, train, rank=16) + backward(SIZE_8B, train, rank=16)
@@ -136,6 +138,10 @@ def test_seconds_by_hand():
     products = (2 * step + reference + 3 * evaluation) / 1e14 / resources.SHARE["cuda"]
     # 8 pairs of 1,024 tokens are 8 passes with 2.5 readings of the weights each; 4 + 4 * 2 pairs are read once.
     assert resources.seconds(SIZE_8B, layout, amount, rate) == pytest.approx(products + (20 + 12) * 0.5)
+    # Without a reference no pair is read once before.
+    alone = products - reference / 1e14 / resources.SHARE["cuda"]
+    amount = replace(amount, has_reference=False)
+    assert resources.seconds(SIZE_8B, layout, amount, rate) == pytest.approx(alone + (20 + 6) * 0.5)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lite_align.data.render import Renderer
 from lite_align.errors import DriftError, RunInUse, UserError
-from lite_align.model.backbone import Role
 from lite_align.recipe import load, resolve_auto, to_dict
 from lite_align.stages import session
 from lite_align.stages.command import CommandOptions
 from lite_align.train.run import Run
 from lite_align.view import View
-from tests.stages import small
 
 CPU = torch.device("cpu")
 
@@ -208,44 +205,3 @@ def test_every_setting_is_shown_with_its_origin(resolved):
                 assert f"{name} " in shown, f"{block}.{name}"
     assert "train.seed 7 (--set)" in shown
     assert "(auto: the model has 512 positions)" in shown
-
-
-# Answers.
-
-
-def test_probes_are_different_prompts_of_many_categories():
-    rows = [
-        {"prompt": f"{category} {n // 2}?", "chosen": "a", "rejected": f"b {n}", "category": category}
-        for category, count in (("often", 20), ("seldom", 4), ("once", 1))
-        for n in range(count)
-    ]
-    probes = session.probe_pairs(small.as_pairs(rows))
-    assert len(probes) == session.PROBES
-    assert len({pair.prompt for pair in probes}) == session.PROBES
-    assert [pair.category for pair in probes] == [
-        "often",
-        "seldom",
-        "once",
-        "often",
-        "seldom",
-        *["often"] * 3,
-    ]
-    assert session.probe_pairs([]) == []
-
-
-def test_answers_are_greedy_and_of_the_role(tiny_llama, monkeypatch):
-    monkeypatch.setattr(session, "PROBE_TOKENS", 6)
-    model = small.backbone(tiny_llama)
-    with torch.no_grad():
-        for _, parameter in model.parameters(Role.POLICY):
-            parameter.add_(0.2)
-    pairs, advanced = small.as_pairs(small.rows(2)), []
-    renderer = Renderer(model.loaded.tokenizer)
-    base, again, policy = (
-        session.answers(model, role, renderer, pairs, lambda: advanced.append(1))
-        for role in (Role.REFERENCE, Role.REFERENCE, Role.POLICY)
-    )
-    assert base == again
-    assert [answer.text for answer in base] != [answer.text for answer in policy]
-    assert all(0 < answer.tokens <= 6 for answer in [*base, *policy])
-    assert len(advanced) == 6

@@ -1,13 +1,7 @@
 """`lite-align dpo` from rows to verdict: every file of a run, the proof, the adapter, and what stops it."""
 
-import io
-import json
 import math
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,70 +9,27 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lite_align.data.render import Renderer
-from lite_align.errors import ModelError, TrainingStopped
+from lite_align.errors import TrainingStopped
 from lite_align.model.backbone import Backbone, Role
-from lite_align.recipe import flatten, load
-from lite_align.stages import session, train_dpo
-from lite_align.stages.command import CommandOptions
+from lite_align.recipe import flatten
+from lite_align.stages import answers
 from lite_align.train.record import read_record
-from lite_align.view import View
 from tests.stages import small
+from tests.stages.commands import ROWS, Done, dpo
 
-ROWS = small.rows(24)
-SETS = (
-    "train.max_steps=4",
-    "train.batch_size=4",
-    "train.learning_rate=0.01",
-    "train.save_steps=2",
-    "train.eval_steps=2",
-    "data.held_out=0.25",
-    "loss.beta=0.5",
-)
 WORDS = {"better", "worse", "no evidence either way"}
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended: its run folder, and what it printed."""
-
-    path: Path | None
-    out: str
-
-    @property
-    def record(self) -> dict[str, Any]:
-        assert self.path is not None
-        return read_record(self.path)
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        assert self.path is not None
-        return [json.loads(line) for line in (self.path / name).read_text(encoding="utf-8").splitlines()]
-
-
-def dpo(tiny: Path, folder: Path, *sets: str, json_only: bool = False, **command: Any) -> Done:
-    """Train on `ROWS` in a folder; a setting given twice counts as given here."""
-    data = folder / "rows.jsonl"
-    if not data.exists():
-        small.write(data, ROWS)
-    given = {text.partition("=")[0] for text in sets}
-    both = [*sets, *(text for text in SETS if text.partition("=")[0] not in given)]
-    resolved = load("dpo", data=str(data), flags={"model.name": str(tiny)}, sets=both)
-    out = io.StringIO()
-    view = View(json=json_only, file=out, errors=io.StringIO())
-    options = {"out": folder / "out", "command": "lite-align dpo rows.jsonl", **command}
-    path = train_dpo.train(resolved, CommandOptions(**options), view)
-    return Done(path, out.getvalue())
 
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch) -> None:
-    monkeypatch.setattr(session, "PROBE_TOKENS", 8)
+    monkeypatch.setattr(answers, "PROBE_TOKENS", 8)
 
 
 @pytest.fixture(scope="module")
 def done(tiny_llama, tmp_path_factory) -> Iterator[Done]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LITE_ALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(session, "PROBE_TOKENS", 8)
+        patch.setattr(answers, "PROBE_TOKENS", 8)
         yield dpo(tiny_llama, tmp_path_factory.mktemp("run"))
 
 
@@ -209,38 +160,6 @@ def test_the_adapter_is_loadable_by_peft_alone(done, tiny_llama):
             assert abs(alone - row["before"][f"{side}_logp"]) > 1e-2  # and it was really used
 
 
-# Other ways to run it.
-
-
-def test_a_dry_run_writes_nothing(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    found = dpo(tiny_llama, tmp_path, dry_run=True, out=None)
-    assert found.path is None
-    assert "nothing was written" in found.out
-    assert "4 steps of 4 pairs" in found.out
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_rows_left_out_are_named_by_file_and_line(tiny_llama, tmp_path):
-    same = {"prompt": "a?", "chosen": "b", "rejected": "b"}
-    (tmp_path / "rows.jsonl").mkdir()
-    small.write(tmp_path / "rows.jsonl" / "first.jsonl", [same, *ROWS[:12]])
-    small.write(tmp_path / "rows.jsonl" / "second.jsonl", [*ROWS[12:], same, same])
-    found = dpo(tiny_llama, tmp_path, "data.max_dropped=0.2", dry_run=True, out=None)
-    text = " ".join(found.out.replace("\n", " ").split())
-    folder = tmp_path / "rows.jsonl"
-    assert "left out: 3 identical (LA301)" in text
-    assert f"LA301 identical: line 1 of {folder / 'first.jsonl'}" in text
-    assert f"LA301 identical: line 13, 14 of {folder / 'second.jsonl'}" in text
-
-
-def test_json_is_one_record(tiny_llama, tmp_path):
-    found = dpo(tiny_llama, tmp_path, "train.max_steps=1", json_only=True)
-    record = json.loads(found.out)
-    assert record["status"] == "finished"
-    assert record == found.record
-
-
 @pytest.mark.parametrize("name", ["simpo", "orpo"])
 def test_a_loss_without_a_reference(tiny_llama, tmp_path, name):
     found = dpo(tiny_llama, tmp_path, f"loss.name={name}", "train.max_steps=2", "loss.beta=auto")
@@ -252,28 +171,6 @@ def test_a_loss_without_a_reference(tiny_llama, tmp_path, name):
     assert "auto: the default of" in record["provenance"]["loss.beta"]
     assert "0 of 6 pairs from the cache" in found.out  # held-out pairs alone are measured against the base
     assert len(found.lines("held_out.jsonl")) == 6
-
-
-def test_nothing_held_out(tiny_llama, tmp_path):
-    found = dpo(tiny_llama, tmp_path, "data.held_out=0", "train.max_steps=2")
-    assert found.record["data"]["held_out"] == 0
-    assert found.record["verdict"]["word"] == "no evidence either way"
-    assert found.lines("held_out.jsonl") == found.lines("answers.jsonl") == []
-
-
-def test_held_out_rows_from_a_file_of_their_own(tiny_llama, tmp_path):
-    held = small.write(tmp_path / "held.jsonl", small.rows(30)[24:])
-    found = dpo(tiny_llama, tmp_path, f"data.held_out_path={held}", "train.max_steps=1")
-    assert (found.record["plan"]["pairs"], found.record["data"]["held_out"]) == (24, 6)
-    assert {row["source"].rpartition(":")[0] for row in found.lines("held_out.jsonl")} == {str(held)}
-
-
-def test_a_finished_run_is_left_as_it_is(tiny_llama, done):
-    before = {path: path.stat().st_mtime_ns for path in done.path.rglob("*")}
-    found = dpo(tiny_llama, done.path.parent, resume=True)
-    assert found.path == done.path
-    assert "nothing is left to resume" in found.out
-    assert {path: path.stat().st_mtime_ns for path in done.path.rglob("*")} == before
 
 
 def test_the_second_run_takes_the_reference_from_the_cache_and_ends_equal(tiny_llama, tmp_path):
@@ -303,26 +200,3 @@ def test_a_wrong_start_stops_the_run_before_the_first_step(tiny_llama, tmp_path,
     assert read_record(tmp_path / "out")["status"] == "failed"
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
     assert not (tmp_path / "out" / "adapters").exists()
-
-
-def test_base_weights_that_change_are_noticed(tiny_llama, tmp_path, monkeypatch):
-    update = train_dpo.Engine.update
-
-    def touching(self, window, loss_of):
-        update(self, window, loss_of)
-        base = loss_of.__self__.backbone.model
-        next(p for n, p in base.named_parameters() if "norm" in n).data[0] += 1e-3
-
-    monkeypatch.setattr(train_dpo.Engine, "update", touching)
-    with pytest.raises(TrainingStopped, match="LA414"):
-        dpo(tiny_llama, tmp_path, "train.max_steps=1")
-    assert read_record(tmp_path / "out")["status"] == "failed"
-    assert not (tmp_path / "out" / "adapters").exists()
-
-
-def test_a_model_without_weights_is_refused_before_anything_is_written(tiny_llama, tmp_path):
-    shutil.copytree(tiny_llama, tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="safetensors"):
-        dpo(tmp_path / "model", tmp_path)
-    assert not (tmp_path / "out").exists()

@@ -1,0 +1,157 @@
+"""What a run was found to be worth: the verdict, its figures, and the warnings that every kind of run can earn.
+
+Each stage has a module that fills a `Verdict` from the files of a run folder; `verdict` finds the right one.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lite_align.evaluate.folder import Record, RunFolder, is_number
+from lite_align.evaluate.statistics import percent
+
+Word = Literal["better", "worse", "no evidence either way"]
+
+DASH = "–"
+# Below 40 rows even 60 % wins leave an interval of ±15 points around one half: only large effects show.
+SMALL_HELD_OUT = 40
+# 15 % is more than mean lengths of a few dozen greedy answers spread, and less than a reader overlooks.
+LENGTH_DRIFT = 0.15
+# fp32 adapters move everywhere in a few steps; bf16 ones moved 0.4 % of their entries and learned nothing.
+MOVED_SHARE = 0.99
+# Held-out loss this far above its least value is more than the noise of one evaluation of some fifty rows.
+LOSS_RISE = 1.05
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the numbers at the top: what, how much, and the sentence under it."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class CategoryRow:
+    """One category in figures: words for reading, positions from 0 to 100 for the picture."""
+
+    name: str
+    count: int
+    before: str
+    after: str
+    interval: str
+    dot_before: float
+    dot: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A dot plot of all categories.
+
+    Attributes:
+        title: of the section.
+        counted: what `count` counts: "pairs".
+        axis: what the picture spans: "0 to 100 %".
+        note: how to read it.
+        rows: one for each category.
+        chance: whether the middle of the picture is the level of chance.
+    """
+
+    title: str
+    counted: str
+    axis: str
+    note: str
+    rows: list[CategoryRow]
+    chance: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of three words, the sentences that carry it, and what else to look at.
+
+    Attributes:
+        figures: the numbers at the top of the report.
+        headline: what was measured on held-out rows, for the terminal.
+        categories: the same by category, where there are several.
+    """
+
+    word: Word
+    sentences: list[str]
+    warnings: list[str]
+    figures: list[Figure] = field(default_factory=list[Figure])
+    headline: str = ""
+    categories: Categories | None = None
+
+
+def unmeasured(label: str) -> Figure:
+    """A figure with a dash."""
+    return Figure(label, DASH, "not measured in this run")
+
+
+def length_change(answers: Sequence[Record]) -> float | None:
+    """Relative change of the mean answer length in tokens; None without answers."""
+    pairs = [(a.get("before_tokens"), a.get("after_tokens")) for a in answers]
+    known = [(b, a) for b, a in pairs if is_number(b) and is_number(a)]
+    before = sum(b for b, _ in known)
+    return sum(a for _, a in known) / before - 1 if before else None
+
+
+def length_figure(answers: Sequence[Record]) -> Figure:
+    """Change of the mean answer length, for the top of the report."""
+    change = length_change(answers)
+    if change is None:
+        return unmeasured("Answer length")
+    sign = "+" if change >= 0 else "−"
+    note = "mean tokens of the answers below, after against before"
+    return Figure("Answer length", sign + percent(abs(change)), note)
+
+
+def length_drifts(folder: RunFolder) -> str | None:
+    """Warn of answers that grew or shrank."""
+    change = length_change(folder.answers)
+    if change is None or abs(change) < LENGTH_DRIFT:
+        return None
+    word = "longer" if change > 0 else "shorter"
+    doubt = "verbosity" if change > 0 else "answers that break off"
+    return f"Answers grew {percent(abs(change))} {word}; check for {doubt} before release."
+
+
+def hardly_moved(folder: RunFolder) -> str | None:
+    """Warn of an adapter of which a part did not move."""
+    _, values = folder.series("moved")
+    if not values or values[-1] >= MOVED_SHARE:
+        return None
+    return (
+        f"Only {percent(values[-1], 1)} of the adapter's parameters moved: the learning rate is too small for their "
+        "precision, or part of the adapter is not trained."
+    )
+
+
+def held_out_loss_rises(folder: RunFolder) -> str | None:
+    """Warn of a held-out loss that rose again."""
+    steps, values = folder.series("eval/loss")
+    if len(values) < 3:
+        return None
+    least = min(range(len(values)), key=values.__getitem__)
+    if values[least] <= 0 or values[-1] <= LOSS_RISE * values[least]:
+        return None
+    return (
+        f"Held-out loss was least at step {steps[least]:,.0f} ({values[least]:.3g}) and rose to "
+        f"{values[-1]:.3g}: the run went on too long. Fewer train.epochs or a lower train.learning_rate."
+    )
+
+
+def training_loss_rises(folder: RunFolder) -> str | None:
+    """Warn of a training loss that rose."""
+    _, values = folder.series("loss")
+    quarter = len(values) // 4
+    if quarter < 3:
+        return None
+    first, last = statistics.fmean(values[:quarter]), statistics.fmean(values[-quarter:])
+    if first <= 0 or last <= LOSS_RISE * first:
+        return None
+    return f"Training loss rose from {first:.3g} to {last:.3g}: the learning rate is too high."

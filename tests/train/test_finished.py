@@ -1,0 +1,72 @@
+"""Finished runs: what is refused, the roles that are loaded, and adapters that PEFT alone can load."""
+
+import json
+
+import pytest
+import torch
+
+from lite_align.errors import UserError
+from lite_align.model.backbone import Role
+from lite_align.train.finished import read_finished, require_policy
+from tests import finished
+
+IDS = torch.tensor([[1, 20, 30, 40, 50, 60]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path, tiny_llama):
+    with pytest.raises(UserError, match="not a run folder"):
+        read_finished(tmp_path)
+    folder = finished.run(tmp_path / "run", tiny_llama, status="interrupted")
+    with pytest.raises(UserError, match=r"not finished \(status interrupted\)"):
+        read_finished(folder)
+
+
+def test_a_run_without_a_policy_says_why(tmp_path, tiny_llama):
+    folder = finished.run(tmp_path / "run", tiny_llama)
+    (folder / "adapters" / "policy").rename(folder / "adapters" / "reward")
+    with pytest.raises(UserError, match="no adapter to chat with"):
+        require_policy(read_finished(folder), "to chat with")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(
+        json.dumps({**record, "stage": "reward", "recipe": {**record["recipe"]}})
+    )
+    with pytest.raises(UserError, match="scores answers and writes none"):
+        require_policy(read_finished(folder), "to chat with")
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_peft_alone_loads_the_policy_with_the_same_logits(tmp_path, tiny_llama, quantization):
+    from peft import PeftModel
+
+    from lite_align.model.load import load_model
+    from lite_align.recipe import ModelOptions
+
+    folder = finished.run(tmp_path / "run", tiny_llama, quantization=quantization)
+    backbone = read_finished(folder).backbone("cpu")
+    options = ModelOptions.model_validate(
+        {"name": str(tiny_llama), "quantization": quantization, "dtype": "float32"}
+    )
+    base = load_model(options, device="cpu").model
+    plain = logits(base)
+    found = logits(PeftModel.from_pretrained(base, str(folder / "adapters" / "policy")))
+    torch.testing.assert_close(found, logits(backbone.model), rtol=1e-4, atol=1e-5)
+    assert (found - plain).abs().max() > 0.1  # the adapter does something
+    with backbone.role(Role.BASE):
+        torch.testing.assert_close(logits(backbone.model), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_went_on_has_three_different_roles(tmp_path, tiny_llama):
+    backbone = read_finished(finished.run(tmp_path / "run", tiny_llama, reference=True)).backbone("cpu")
+    seen = []
+    for role in (Role.POLICY, Role.REFERENCE, Role.BASE):
+        with backbone.role(role):
+            seen.append(logits(backbone.model))
+    assert (
+        min((a - b).abs().max() for a, b in ((seen[0], seen[1]), (seen[1], seen[2]), (seen[0], seen[2])))
+        > 0.1
+    )
