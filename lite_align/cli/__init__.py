@@ -43,6 +43,7 @@ def _root(
 
 for _verb in (
     train.dpo,
+    train.reward,
     train.run,
     data.check,
     inspect.report,

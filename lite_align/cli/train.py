@@ -1,8 +1,8 @@
-"""`lite-align dpo DATA` and `lite-align run RECIPE`: build the recipe, start the stage."""
+"""The verbs that train, and `lite-align run RECIPE`: build the recipe, start the stage."""
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,44 +13,52 @@ from lite_align.errors import RecipeError, UserError
 from lite_align.stages.command import CommandOptions
 
 
-def _help_all(asked: bool) -> None:
-    if asked:
-        from lite_align.recipe import document
+def _training_verb(stage: str, told: str) -> Callable[..., None]:
+    """A command that trains one stage; all of them take the same options."""
 
-        typer.echo(document("dpo"), nl=False)
-        raise typer.Exit
+    def help_all(asked: bool) -> None:
+        if asked:
+            from lite_align.recipe import document
+
+            typer.echo(document(stage), nl=False)
+            raise typer.Exit
+
+    def verb(
+        data: options.Data,
+        model: options.Model = None,
+        from_: options.From = None,
+        out: options.Out = None,
+        recipe: options.Recipe = None,
+        sets: options.Sets = None,
+        resume: options.Resume = False,
+        accept_drift: options.AcceptDrift = None,
+        dry_run: options.DryRun = False,
+        seed: options.Seed = None,
+        format: options.Format = None,
+        map: options.Map = None,
+        quiet: options.Quiet = False,
+        json: options.Json = False,
+        debug: options.Debug = False,
+        help_all: Annotated[
+            bool,
+            typer.Option(
+                "--help-all",
+                callback=help_all,
+                is_eager=True,
+                help="Print every recipe setting, as a recipe.",
+            ),
+        ] = False,
+    ) -> None:
+        flags = _flags(model, from_, seed, format, map)
+        command = _command(out, resume, accept_drift, dry_run)
+        _train(stage, data, recipe, flags, sets or (), command, quiet=quiet, json=json)
+
+    verb.__name__, verb.__doc__ = stage, told
+    return verb
 
 
-HelpAll = Annotated[
-    bool,
-    typer.Option(
-        "--help-all", callback=_help_all, is_eager=True, help="Print every recipe setting, as a recipe."
-    ),
-]
-
-
-def dpo(
-    data: options.Data,
-    model: options.Model = None,
-    from_: options.From = None,
-    out: options.Out = None,
-    recipe: options.Recipe = None,
-    sets: options.Sets = None,
-    resume: options.Resume = False,
-    accept_drift: options.AcceptDrift = None,
-    dry_run: options.DryRun = False,
-    seed: options.Seed = None,
-    format: options.Format = None,
-    map: options.Map = None,
-    quiet: options.Quiet = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
-    help_all: HelpAll = False,
-) -> None:
-    """Train on pairs of a chosen and a rejected answer."""
-    flags = _flags(model, from_, seed, format, map)
-    command = _command(out, resume, accept_drift, dry_run)
-    _train("dpo", data, recipe, flags, sets or (), command, quiet=quiet, json=json)
+dpo = _training_verb("dpo", "Train on pairs of a chosen and a rejected answer.")
+reward = _training_verb("reward", "Train a reward model, which scores answers, on pairs of answers.")
 
 
 def run(

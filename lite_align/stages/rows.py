@@ -51,6 +51,7 @@ class Kind(Generic[RowT]):
         sequences: each row as tokens, or why it cannot be used.
         answers: what each sequence of a row is, for people.
         every_pair: whether a ranking of several answers gives all of its pairs, or the best against the worst.
+        marked: what is done with the tokens that are shown in colour.
     """
 
     wanted: Wanted
@@ -62,6 +63,7 @@ class Kind(Generic[RowT]):
     sequences: Callable[["Renderer", Sequence[RowT], DataOptions], "Sequence[Sequences | Unusable]"]
     answers: tuple[str, ...]
     every_pair: bool = False
+    marked: str = "trained"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class ReadRows(Generic[RowT]):
     rows: list[RowT]
     dropped: Dropped
     warnings: list[lint.Finding]
+
+    @property
+    def count(self) -> int:
+        """Rows of the file; a ranking of several answers counts as many times as it gives pairs."""
+        converted = len(self.rows) + sum(map(len, self.dropped.values()))
+        return max(len(self.table.rows), converted)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,16 @@ from lite_align.stages.command import CommandOptions
 from lite_align.stages.prepare import data_record, prepare, show_plan
 from lite_align.stages.procedure import Prepared, Procedure, Stage
 from lite_align.stages.train_dpo import DPOProcedure
+from lite_align.stages.train_reward import RewardProcedure
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget, lost_device_told
 from lite_align.train.fit import Cadence, fit, restore, tell_lowered
 from lite_align.train.run import Run, require_unused
 from lite_align.view import View
 
-PROCEDURES: dict[str, Procedure[Any]] = {procedure.stage: procedure for procedure in (DPOProcedure(),)}
+PROCEDURES: dict[str, Procedure[Any]] = {
+    procedure.stage: procedure for procedure in (DPOProcedure(), RewardProcedure())
+}
 """Training verbs by stage."""
 
 
