@@ -77,7 +77,7 @@ def measure(rows: Sequence[Record]) -> Scores:
     gaps = [row["chosen_reward"] - row["rejected_reward"] for row in rows]
     longer = [row["chosen_tokens"] - row["rejected_tokens"] for row in rows]
     bins = reliability(gaps)
-    tokens, rewards = zip(*_answers(rows).values(), strict=True)
+    tokens, rewards = zip(*answers(rows).values(), strict=True)
     return Scores(
         count=len(rows),
         accuracy=accuracy(gaps),
@@ -100,7 +100,7 @@ def by_category(rows: Sequence[Record]) -> dict[str, Scores]:
     return {name: measure(groups[name]) for name in sorted(groups)} if len(groups) > 1 else {}
 
 
-def _answers(rows: Sequence[Record]) -> dict[object, tuple[float, float]]:
+def answers(rows: Sequence[Record]) -> dict[object, tuple[float, float]]:
     """Tokens and reward of every answer, each once."""
     found: dict[object, tuple[float, float]] = {}
     for number, row in enumerate(rows):

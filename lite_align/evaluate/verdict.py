@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lite_align.evaluate import preference
+from lite_align.evaluate import preference, reward
 from lite_align.evaluate.findings import Verdict
 from lite_align.evaluate.folder import RunFolder, read
 
-JUDGES: dict[str, Callable[[RunFolder], Verdict]] = {"dpo": preference.judge}
+JUDGES: dict[str, Callable[[RunFolder], Verdict]] = {"dpo": preference.judge, "reward": reward.judge}
 """Who fills the verdict, by stage of the run."""
 
 
