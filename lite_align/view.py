@@ -8,10 +8,11 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import Progress, ProgressColumn, Task, TaskID
@@ -59,9 +60,95 @@ _UNPRINTABLE = re.compile(
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
+# The same sequences while their end is still to come.
+_UNFINISHED = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*\Z"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*\x1b?\Z"
+    r"|\x1b[ -/]*\Z"
+)
+_LONGEST_ESCAPE = 1024
+"""Characters for which the end of a sequence is waited for."""
+
+
 def safe(text: str) -> str:
     """Text that cannot act on a terminal: no escape sequences, controls, bidi or zero-width characters."""
     return _SURROGATES.sub("\ufffd", _UNPRINTABLE.sub("", _ESCAPES.sub("", text)))
+
+
+class SafeStream:
+    """`safe` for text that comes in pieces: what `add` and `end` return is, together, the safe form of the whole.
+
+    A sequence whose end has not come is held back, for at most 1,024 characters.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def add(self, piece: str) -> str:
+        """Take the next piece and return what is certainly harmless."""
+        text = self._held + piece
+        unfinished = _UNFINISHED.search(text)
+        cut = unfinished.start() if unfinished else len(text)
+        if len(text) - cut > _LONGEST_ESCAPE:
+            cut = len(text)
+        self._held = text[cut:]
+        return safe(text[:cut])
+
+    def end(self) -> str:
+        """What was held back."""
+        held, self._held = self._held, ""
+        return safe(held)
+
+
+class Flow:
+    """Text that is shown while it is written: wrapped between words, beside its label as a section is.
+
+    The end of a line is decided by whole words, so the last one waits for what follows it.
+    """
+
+    def __init__(self, write: Callable[[str], object], width: int) -> None:
+        self._write, self._width = write, width
+        self._safe = SafeStream()
+        self._column = 0
+        self._gap = ""
+        self._word = ""
+
+    def add(self, piece: str) -> None:
+        """Show the next piece of text."""
+        self._take(self._safe.add(piece))
+
+    def end(self) -> None:
+        """Show what is left; white space at the end is left off."""
+        self._take(self._safe.end())
+        self._put_word()
+        self._write("\n")
+
+    def _take(self, text: str) -> None:
+        for character in text:
+            if character.isspace():
+                self._put_word()
+                self._gap += "    " if character == "\t" else character
+                continue
+            if cell_len(character) > 1:  # scripts without spaces break anywhere
+                self._put_word()
+            self._word += character
+            if cell_len(character) > 1 or cell_len(self._word) >= self._width:
+                self._put_word()
+
+    def _put_word(self) -> None:
+        if not self._word:
+            return
+        lines, _, blanks = self._gap.rpartition("\n")
+        breaks = self._gap.count("\n") if self._column else 0
+        spaces = blanks if self._column or lines else ""
+        if not breaks and self._column and self._column + len(spaces) + cell_len(self._word) > self._width:
+            breaks, spaces = 1, ""
+        if breaks:
+            self._write("\n" * breaks + " " * (LABEL + 1))
+            self._column = 0
+        self._write(spaces + self._word)
+        self._column += len(spaces) + cell_len(self._word)
+        self._gap = self._word = ""
 
 
 def number(value: float) -> str:
@@ -220,6 +307,23 @@ class View:
         `speed` shows units a second; a caller that has better figures shows its own.
         """
         return Bar(self, label, total, unit, done, speed).running()
+
+    @contextmanager
+    def flow(self, label: str) -> Iterator[Flow]:
+        """Text beside a label that is shown while it comes: `with view.flow("answer") as flow: flow.add(text)`."""
+        console = self.console
+        head = Text(f" {clean(label):<{LABEL - 1}} ", style="bold")
+        console.print(head, end="", soft_wrap=True)
+
+        def write(text: str) -> None:
+            console.file.write(text)
+            console.file.flush()
+
+        flow = Flow(write, max(20, console.width - LABEL - 1))
+        try:
+            yield flow
+        finally:
+            flow.end()
 
     def token_row(self, title: str, spans: Sequence[tuple[str, str]]) -> None:
         """Print tokens coloured by mask (styles: `Style`); without colour, marks stand for the styles."""

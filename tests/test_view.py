@@ -3,14 +3,16 @@
 import io
 import json
 import re
+from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from lite_align import view as module
 from lite_align.errors import DataError
-from lite_align.view import View, duration, number, safe
+from lite_align.view import SafeStream, View, duration, number, safe
 
 ESCAPES = "\x1b[31mred \x1b]0;title\x07\x1b]8;;http://evil\x1b\\link\x1b]52;c;cm0=\x9c\x9b2J\x90q\x9c\u202eabc\r\x08\x00\u200b"
 HOSTILE = st.text(
@@ -263,3 +265,76 @@ def test_numbers(value, text):
 
 def test_durations():
     assert [duration(s) for s in (0, 59.6, 362, 3962)] == ["0:00", "1:00", "6:02", "1:06:02"]
+
+
+# Text that is shown while it comes.
+
+
+def streamed(parts: Sequence[str]) -> str:
+    stream = SafeStream()
+    return "".join([*(stream.add(part) for part in parts), stream.end()])
+
+
+PIECES = st.text(
+    alphabet=st.one_of(
+        st.sampled_from("\x1b\x9b\x9d\x90\x07\x9c\\[]P;0m \n\r\u202e\u200b\x00"), st.characters()
+    ),
+    max_size=60,
+)
+
+
+@given(text=PIECES, cuts=st.lists(st.integers(0, 60), max_size=6))
+@example("a\x1b]0;title\x07b", [3, 6])
+@example("\x1b]ab\x9b0m", [4])
+@example("\x1b[3", [2])
+def test_a_stream_is_as_harmless_as_the_whole_text(text, cuts):
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    parts = [text[a:b] for a, b in zip(places, places[1:])]
+    assert streamed(parts) == safe(text)
+
+
+def flowed(parts: Sequence[str], width: int = 40) -> str:
+    out = io.StringIO()
+    with View(width=width, file=out, errors=out).flow("policy") as flow:
+        for part in parts:
+            flow.add(part)
+    return out.getvalue()
+
+
+@given(text=PIECES, size=st.integers(1, 7))
+def test_no_byte_that_a_terminal_acts_on_comes_through(text, size):
+    """FAILURES S10: escape, bell and CSI never reach the terminal, whole or in pieces."""
+    shown = flowed([text[start : start + size] for start in range(0, len(text), size)]).encode()
+    assert not set(shown) & {0x1B, 0x07}
+    assert not any(
+        chr(code) in shown.decode() for code in (*range(9), *range(11, 32), 0x7F, *range(0x80, 0xA0))
+    )
+
+
+def test_an_escape_that_never_ends_holds_nothing_back_for_long():
+    stream = SafeStream()
+    shown = "".join(stream.add("x" * 100) for _ in range(20))
+    assert len(shown) == 2000
+    shown = stream.add("\x1b]") + "".join(stream.add("y" * 100) for _ in range(20))
+    assert shown.count("y") >= 900
+
+
+def test_text_flows_between_words_beside_its_label():
+    parts = ["The qu", "ick brown fox jumps over", " the lazy dog\n\n  and", " again.\n\n"]
+    assert flowed(parts) == (
+        " policy    The quick brown fox jumps\n           over the lazy dog\n\n             and again.\n"
+    )
+
+
+def test_words_without_end_and_scripts_without_spaces_are_broken():
+    lines = flowed(["a" * 70 + " " + "漢" * 40]).splitlines()
+    assert all(cell_len(line) <= 40 for line in lines)
+    assert "".join(line[11:] for line in lines).replace(" ", "") == "a" * 70 + "漢" * 40
+
+
+@given(text=st.text(alphabet="ab \n漢🙂\t", max_size=80), size=st.integers(1, 9))
+def test_how_text_is_cut_into_pieces_shows_nowhere(text, size):
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    whole = flowed([text])
+    assert flowed(parts) == whole
+    assert "".join(whole[11:].split()) == "".join(text.split())

@@ -78,12 +78,41 @@ def run(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Run the stage that a recipe names."""
-    from lite_align.recipe import stage_of
+    """Run the stage that a recipe names, or all of its stages."""
+    from lite_align.recipe import is_pipeline, stage_of
 
     flags = _flags(model, from_, seed, format, map)
     command = _command(out, resume, accept_drift, dry_run)
+    if is_pipeline(recipe):
+        _run_pipeline(recipe, data, flags, sets or (), command, quiet=quiet, json=json)
+        return
     _train(stage_of(recipe), data, recipe, flags, sets or (), command, quiet=quiet, json=json)
+
+
+def _run_pipeline(
+    recipe: Path,
+    data: str | None,
+    flags: dict[str, object],
+    sets: Sequence[str],
+    command: CommandOptions,
+    *,
+    quiet: bool,
+    json: bool,
+) -> None:
+    from lite_align.recipe import load_pipeline
+    from lite_align.view import View
+
+    if data is not None or flags["model.adapter"] is not None:
+        given = "DATA" if data is not None else "--from"
+        raise RecipeError(
+            f"{given} is for a recipe with one stage; {recipe} has several",
+            remedy="Set it for a stage: --set sft.data.path=FILE, or `from:` in the recipe.",
+        )
+    pipeline = load_pipeline(recipe, flags=flags, sets=sets)
+
+    from lite_align.stages.pipeline import run
+
+    run(pipeline, command, View(quiet, json))
 
 
 def _flags(

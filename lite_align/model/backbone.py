@@ -3,7 +3,7 @@
 Shape letters: T tokens in a row, M trained tokens, L leaves, H hidden.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -283,7 +283,10 @@ class Backbone:
         stop_ids: frozenset[int],
         max_new_tokens: int,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
+        batch_size: int = 16,
+        tell: Callable[[int], None] | None = None,
     ) -> list[tuple[int, ...]]:
         """Answers to prompts as token ids, the stop id included; see `model.generate`."""
         pad = self.loaded.tokenizer.pad_token_id
@@ -295,8 +298,11 @@ class Backbone:
                 stop_ids=stop_ids,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                top_p=top_p,
                 pad_id=pad if isinstance(pad, int) else 0,
                 seed=seed,
+                batch_size=batch_size,
+                tell=tell,
             )
 
     # Adapters.

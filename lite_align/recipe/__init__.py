@@ -13,6 +13,15 @@ from lite_align.recipe.load import (
     resolve_auto,
     stage_of,
 )
+from lite_align.recipe.pipeline import (
+    CONTINUES,
+    TRAINS,
+    Pipeline,
+    ScoreOptions,
+    Step,
+    is_pipeline,
+    load_pipeline,
+)
 from lite_align.recipe.schema import (
     PROJECTIONS,
     STAGES,
@@ -32,9 +41,11 @@ from lite_align.recipe.schema import (
 )
 
 __all__ = [
+    "CONTINUES",
     "FLAGS",
     "PROJECTIONS",
     "STAGES",
+    "TRAINS",
     "DPORecipe",
     "DataOptions",
     "Key",
@@ -43,12 +54,15 @@ __all__ = [
     "ModelOptions",
     "PPOOptions",
     "PPORecipe",
+    "Pipeline",
     "Recipe",
     "Resolved",
     "RewardLossOptions",
     "RewardRecipe",
     "SFTRecipe",
+    "ScoreOptions",
     "SpeedOptions",
+    "Step",
     "TrainOptions",
     "document",
     "drift_classes",
@@ -56,8 +70,10 @@ __all__ = [
     "flatten",
     "from_dict",
     "inherit",
+    "is_pipeline",
     "keys",
     "load",
+    "load_pipeline",
     "memory_levers",
     "nearest",
     "resolve_auto",

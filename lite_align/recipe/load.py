@@ -62,7 +62,7 @@ class Resolved(Generic[AnyRecipe]):
 
 
 @dataclass
-class _Values:
+class Values:
     """What was given so far, and every mistake (place, text)."""
 
     stage: str
@@ -70,6 +70,11 @@ class _Values:
     origin: dict[str, str] = field(default_factory=dict[str, str])
     place: dict[str, str] = field(default_factory=dict[str, str])
     problems: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the value of every setting comes from."""
+        return {dotted: self.origin.get(dotted, "default") for dotted in keys(self.stage)}
 
     def add(self, dotted: str, value: object, *, origin: str, place: str = "") -> None:
         """Take a value for a dotted key, or note why not."""
@@ -117,19 +122,18 @@ def load(
     Raises:
         RecipeError: unknown keys, values that do not fit, broken YAML; one line for each mistake.
     """
-    values = _Values(stage)
+    values = Values(stage)
     if recipe_file is not None:
         _take_file(values, recipe_file)
     given = {"data.path": data, **(flags or {})}
     direct = {dotted: value for dotted, value in given.items() if value is not None}
     for dotted, value in direct.items():
         values.add(dotted, value, origin=FLAGS.get(dotted, "DATA"))
-    _take_sets(values, sets, {dotted: FLAGS.get(dotted, "DATA") for dotted in direct})
-    recipe = _validate(values)
+    take_sets(values, sets, {dotted: FLAGS.get(dotted, "DATA") for dotted in direct})
+    recipe = validate(values)
     if recipe is None or values.problems:
-        raise _error(stage, values.problems)
-    provenance = {dotted: values.origin.get(dotted, "default") for dotted in keys(stage)}
-    return Resolved(recipe, provenance)
+        raise wrong_settings(stage, values.problems)
+    return Resolved(recipe, values.provenance)
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
@@ -141,12 +145,12 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     stage = str(values.get("stage"))
     if stage not in STAGES:
         raise RecipeError(f"{stage} is not a stage", remedy=f"The stages are {', '.join(STAGES)}.")
-    collected = _Values(stage)
+    collected = Values(stage)
     for dotted, value in flatten(values).items():
         collected.add(dotted, value, origin="")
-    recipe = _validate(collected)
+    recipe = validate(collected)
     if recipe is None or collected.problems:
-        raise _error(stage, collected.problems)
+        raise wrong_settings(stage, collected.problems)
     return recipe
 
 
@@ -156,9 +160,9 @@ def stage_of(recipe_file: Path) -> str:
     Raises:
         RecipeError: the file cannot be read or names no known stage.
     """
-    document = _read_file(recipe_file)
-    _raise_problems(recipe_file, document)
-    stage = (_mapping(document.value) or {}).get("stage")
+    document = read_file(recipe_file)
+    raise_problems(recipe_file, document)
+    stage = (as_mapping(document.value) or {}).get("stage")
     if not isinstance(stage, str) or stage not in STAGES:
         what = f"{recipe_file} names no stage" if stage is None else f"{recipe_file}: {stage} is not a stage"
         raise RecipeError(what, remedy=f"Its first line should be one of: stage: {', '.join(STAGES)}.")
@@ -212,7 +216,7 @@ def inherit(
             nested[block][name] = plain
             provenance[key] = origin
     if problems:
-        raise _error(resolved.recipe.stage, problems)
+        raise wrong_settings(resolved.recipe.stage, problems)
     recipe = cast(AnyRecipe, type(resolved.recipe).model_validate(nested))
     return replace(resolved, recipe=recipe, provenance=provenance)
 
@@ -238,7 +242,8 @@ def nearest(stage: str, dotted: str) -> str | None:
     return None
 
 
-def _read_file(path: Path) -> Document:
+def read_file(path: Path) -> Document:
+    """Read a recipe file; RecipeError if that is not possible."""
     try:
         with path.open("rb") as file:
             return read(file.read(MAX_BYTES + 1))
@@ -249,17 +254,18 @@ def _read_file(path: Path) -> Document:
         raise RecipeError(f"{path} {reason}", remedy="A recipe is a YAML file; see recipes/.") from error
 
 
-def _raise_problems(path: Path, document: Document) -> None:
+def raise_problems(path: Path, document: Document) -> None:
+    """Raise RecipeError with every mistake of the YAML text."""
     if document.problems:
         places = [f"{path}:{problem.line}" if problem.line else str(path) for problem in document.problems]
-        raise _error("", list(zip(places, (problem.text for problem in document.problems))))
+        raise wrong_settings("", list(zip(places, (problem.text for problem in document.problems))))
 
 
-def _take_file(values: _Values, path: Path) -> None:
-    document = _read_file(path)
+def _take_file(values: Values, path: Path) -> None:
+    document = read_file(path)
     for problem in document.problems:
         values.problems.append((f"{path}:{problem.line}" if problem.line else str(path), problem.text))
-    given = _mapping(document.value)
+    given = as_mapping(document.value)
     if given is None:
         if document.value is not None:
             values.problems.append((str(path), "is not a recipe: `key: value` lines expected"))
@@ -270,19 +276,35 @@ def _take_file(values: _Values, path: Path) -> None:
         place = f"{path}:{document.lines['stage']}"
         values.problems.append((place, f"is a recipe for {stage}, not for {values.stage}"))
         return
+    take_content(values, content, path, document.lines)
+
+
+def take_content(
+    values: Values, content: Mapping[str, object], path: Path, lines: Mapping[str, int], *, below: str = ""
+) -> None:
+    """Take the blocks of a recipe.
+
+    Args:
+        values: what was given so far.
+        content: blocks by name.
+        path: of the file that they stand in.
+        lines: line of each dotted key of that file.
+        below: what stands before the dotted keys in `lines`: "stages.sft." for a part of a pipeline.
+    """
     for name, value in content.items():
-        nested = _mapping(value)
+        nested = as_mapping(value)
         if name in blocks(values.stage) and value is None:
             continue
         inside = (
             {f"{name}.{own}": item for own, item in nested.items()} if nested is not None else {name: value}
         )
         for dotted, item in inside.items():
-            line = document.lines.get(dotted, document.lines[name])
+            line = lines.get(f"{below}{dotted}") or lines[f"{below}{name}"]
             values.add(dotted, item, origin=f"recipe {path.name}:{line}", place=f"{path}:{line}")
 
 
-def _take_sets(values: _Values, sets: Sequence[str], direct: Mapping[str, str]) -> None:
+def take_sets(values: Values, sets: Sequence[str], direct: Mapping[str, str]) -> None:
+    """Take `key=value` texts; a key that `direct` has a flag for may not be given again."""
     seen = dict(direct)
     for text in sets:
         dotted, equals, raw = text.partition("=")
@@ -303,7 +325,8 @@ def _take_sets(values: _Values, sets: Sequence[str], direct: Mapping[str, str]) 
             values.add(dotted, scalar(raw), origin="--set")
 
 
-def _validate(values: _Values) -> Recipe | None:
+def validate(values: Values) -> Recipe | None:
+    """The recipe of the values; None, with the mistakes noted, if they do not fit."""
     nested: dict[str, Any] = {"stage": values.stage}
     for dotted, value in values.given.items():
         block, _, name = dotted.partition(".")
@@ -333,7 +356,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _error(stage: str, problems: Sequence[tuple[str, str]]) -> RecipeError:
+def wrong_settings(stage: str, problems: Sequence[tuple[str, str]]) -> RecipeError:
+    """The error that tells all mistakes, (place, text) each, in the order of their lines."""
     lines = [f"{place}: {text}" if place else text for place, text in sorted(problems, key=_line_number)]
     remedy = "Nothing was written."
     if stage:
@@ -349,5 +373,6 @@ def _line_number(problem: tuple[str, str]) -> tuple[bool, int]:
     return not place, int(line) if line.isdecimal() else 0
 
 
-def _mapping(value: object) -> dict[str, object] | None:
+def as_mapping(value: object) -> dict[str, object] | None:
+    """The value if it is a mapping, else None."""
     return cast(dict[str, object], value) if isinstance(value, dict) else None

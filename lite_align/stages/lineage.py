@@ -15,19 +15,11 @@ import torch
 from lite_align.errors import ModelError, TrainingStopped, UserError
 from lite_align.model import lora, scalar_head
 from lite_align.model.backbone import Backbone, Role, adapter_digest
-from lite_align.recipe import ModelOptions, Resolved, inherit
+from lite_align.recipe import CONTINUES, ModelOptions, Resolved, inherit
 from lite_align.train.record import RECORD, read_record
 
 KEPT = "reference"
 """Folder below `adapters/` with the adapter that a run started from."""
-
-CONTINUES: dict[str, tuple[Role, ...]] = {
-    "sft": (Role.POLICY,),
-    "reward": (Role.REWARD, Role.POLICY),
-    "dpo": (Role.POLICY,),
-    "ppo": (Role.POLICY,),
-}
-"""Adapters that each stage can start from, the first that is there."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +93,7 @@ def _of_run(run: Path, path: Path, stage: str) -> Parent:
         )
     given = path.name if path != run else None
     present = [role for role in Role if (run / "adapters" / role.value / lora.CONFIG_FILE).is_file()]
-    wanted = [role for role in CONTINUES[stage] if role in present and given in (None, role.value)]
+    wanted = [role for role in map(Role, CONTINUES[stage]) if role in present and given in (None, role.value)]
     if not wanted:
         trained = next((role for role in present if role.value != KEPT), Role.POLICY)
         _require_continued(str(run), trained, stage, of=f"a {record['stage']} run")

@@ -1,11 +1,16 @@
 """What `runs`, `report`, `losses` and `doctor` show."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lite_align.errors import UserError
 from lite_align.view import View
+
+if TYPE_CHECKING:
+    from lite_align.train.record import RunSummary
 
 
 def show_losses(view: View) -> None:
@@ -20,26 +25,51 @@ def show_losses(view: View) -> None:
 
 
 def show_runs(folder: Path, view: View) -> None:
-    """List the runs of a folder, oldest first."""
+    """List the runs of a folder, oldest first, each with those that continue it below it."""
     from lite_align.train.record import list_runs
 
     summaries = list_runs(folder)
     rows = [
         (
-            run.folder.name,
+            f"{branch}{run.folder.relative_to(folder)}",
+            run.stage,
             run.status,
             run.model,
             run.data,
             run.started[:16].replace("T", " "),
             run.verdict or "–",
         )
-        for run in summaries
+        for branch, run in family(summaries)
     ]
     if rows:
-        view.table(f"Runs in {folder}", ("run", "status", "model", "data", "started (UTC)", "verdict"), rows)
+        view.table(
+            f"Runs in {folder}", ("run", "stage", "status", "model", "data", "started (UTC)", "verdict"), rows
+        )
     else:
         view.section("runs", f"none in {folder}", note="lite-align dpo data.jsonl")
     view.json_record({"runs": [{**asdict(run), "folder": str(run.folder)} for run in summaries]})
+
+
+def family(runs: "Sequence[RunSummary]") -> "list[tuple[str, RunSummary]]":
+    """The runs as a tree, each with the branch that is drawn before its name.
+
+    A run stands below the one whose adapter it started from, found by its hash, wherever that folder is now.
+    """
+    left = {adapter: run for run in reversed(runs) for adapter in run.adapters}
+    children: dict[Path | None, list[RunSummary]] = {}
+    for run in runs:
+        parent = left.get(run.parent_adapter)
+        known = parent is not None and parent.folder != run.folder
+        children.setdefault(parent.folder if known and parent else None, []).append(run)
+
+    def drawn(run: "RunSummary", stem: str, branch: str, below: str) -> "Iterator[tuple[str, RunSummary]]":
+        yield stem + branch, run
+        own = children.get(run.folder, [])
+        for number, child in enumerate(own, 1):
+            last = number == len(own)
+            yield from drawn(child, stem + below, "└─ " if last else "├─ ", "   " if last else "│  ")
+
+    return [entry for run in children.get(None, []) for entry in drawn(run, "", "", "")]
 
 
 def write_report(run_dir: Path, view: View) -> None:

@@ -73,7 +73,7 @@ def read_finished(folder: Path) -> FinishedRun:
         UserError: it is no run folder, cannot be read, or the run has not finished.
     """
     if not (folder / RECORD).is_file():
-        raise UserError(f"{folder} is not a run folder.", remedy="lite-align runs lists them.")
+        raise UserError(f"{folder} is not a run folder", remedy="lite-align runs lists them.")
     record = read_record(folder)
     if record["status"] != "finished":
         raise UserError(

@@ -70,7 +70,11 @@ def _run_folders(root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of `lite-align runs`; "killed" is a run that says "running" but that no process holds."""
+    """One line of `lite-align runs`; "killed" is a run that says "running" but that no process holds.
+
+    `adapters` are the hashes of the adapters it left, `parent_adapter` is that of the one it started from, and
+    `parent` the folder which that had then.
+    """
 
     folder: Path
     stage: str
@@ -80,12 +84,16 @@ class RunSummary:
     model: str
     data: str
     verdict: str
+    adapters: tuple[str, ...] = ()
+    parent: str = ""
+    parent_adapter: str = ""
 
 
 def list_runs(root: Path) -> list[RunSummary]:
-    """The runs in the folders under `root`, oldest first; one with a damaged record is "unreadable"."""
+    """The runs under `root` and in the pipelines there, oldest first; a damaged record is "unreadable"."""
+    nested = sorted(path.parent for path in root.glob(f"*/*/{RECORD}"))
     return sorted(
-        map(_summary, _run_folders(root)), key=lambda summary: (summary.started, summary.folder.name)
+        map(_summary, _run_folders(root) + nested), key=lambda summary: (summary.started, summary.folder.name)
     )
 
 
@@ -95,6 +103,7 @@ def _summary(folder: Path) -> RunSummary:
     except UserError:
         return RunSummary(folder, "", "unreadable", "", "", "", "", "")
     model, verdict = record.get("model"), record.get("verdict")
+    parent = next((p for p in record.get("parents") or () if isinstance(p, Mapping)), {})
     status = str(record["status"])
     if status == "running" and not is_live(folder):
         status = "killed"
@@ -107,6 +116,9 @@ def _summary(folder: Path) -> RunSummary:
         model=str(model.get("name", "")) if isinstance(model, Mapping) else "",
         data=data_path(record["recipe"]),
         verdict=str(verdict.get("word", "")) if isinstance(verdict, Mapping) else "",
+        adapters=tuple(map(str, (record.get("adapters") or {}).values())),
+        parent=str(parent.get("run", "")),
+        parent_adapter=str(parent.get("adapter", "")),
     )
 
 

@@ -85,3 +85,51 @@ def test_no_prompts_and_an_empty_prompt(model: PreTrainedModel):
     assert generate(model, [], stop_ids={2}, max_new_tokens=4) == []
     with pytest.raises(ValueError, match="at least one token"):
         generate(model, [(1,), ()], stop_ids={2}, max_new_tokens=4)
+
+
+def test_tokens_are_told_as_they_are_chosen(model: PreTrainedModel):
+    stop = greedy_by_hand(model, PROMPTS[0], -1, 3)[-1]
+    for temperature in (0.0, 1.0):
+        told: list[int] = []
+        options = {"stop_ids": {stop}, "max_new_tokens": 8, "temperature": temperature, "seed": 3}
+        (answer,) = generate(model, PROMPTS[:1], **options, tell=told.append)
+        assert tuple(told) == answer
+        assert generate(model, PROMPTS[:1], **options) == [answer]
+    with pytest.raises(ValueError, match="one prompt at a time"):
+        generate(model, PROMPTS[:2], stop_ids=set(), max_new_tokens=4, tell=told.append)
+
+
+def test_what_the_listener_raises_ends_the_answer_and_nothing_stays_changed(model: PreTrainedModel):
+    def stop_after_two(token: int) -> None:
+        told.append(token)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    told: list[int] = []
+    own = model.generation_config
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, PROMPTS[:1], stop_ids=set(), max_new_tokens=8, tell=stop_after_two)
+    assert len(told) == 2
+    assert model.generation_config is own
+    assert model.training
+
+
+def test_top_p_takes_the_smallest_set_with_that_probability(model: PreTrainedModel):
+    prompt = PROMPTS[0]
+    with torch.no_grad():
+        likely = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1].softmax(-1)
+    ranked = likely.sort(descending=True)
+    allowed = int((ranked.values.cumsum(0) < 0.1).sum()) + 1
+    rows = generate(
+        model,
+        [prompt] * 256,
+        stop_ids=set(),
+        max_new_tokens=1,
+        temperature=1.0,
+        top_p=0.1,
+        batch_size=256,
+    )
+    drawn = {row[0] for row in rows}
+    assert 1 < allowed < 200
+    assert drawn <= set(ranked.indices[:allowed].tolist())
+    assert len(drawn) > allowed / 2

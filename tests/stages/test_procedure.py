@@ -2,8 +2,7 @@
 
 from lite_align.data import formats
 from lite_align.evaluate.verdict import JUDGES
-from lite_align.recipe import STAGES, load
-from lite_align.stages.lineage import CONTINUES
+from lite_align.recipe import CONTINUES, STAGES, TRAINS, load
 from lite_align.stages.training import PROCEDURES
 
 
@@ -14,6 +13,7 @@ def test_every_verb_has_a_recipe_a_judge_and_rows_of_a_known_kind():
         assert name in STAGES
         assert name in JUDGES
         assert name in CONTINUES
+        assert TRAINS[name] == procedure.role.value
         kind = procedure.kind(recipe)
         assert kind.wanted in {entry.kind for entry in formats.FORMATS.values()}
         assert kind.noun.endswith("s")

@@ -1,0 +1,168 @@
+"""`lite-align run RECIPE` with several stages: each is skipped, continued or run, and the last page sums it all up.
+
+The folder of a pipeline holds one run folder for each stage and `pipeline.json`, which says for each what it was made
+of. A stage is skipped while these inputs are the same: its recipe, the contents of its data files and of its base, and
+the adapter that it continues.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lite_align.data import sources
+from lite_align.errors import UserError
+from lite_align.model import load
+from lite_align.model.backbone import adapter_digest
+from lite_align.model.folder import fingerprint, locate
+from lite_align.recipe import TRAINS, Pipeline, Resolved, Step, to_dict
+from lite_align.stages import score, session
+from lite_align.stages.command import CommandOptions
+from lite_align.stages.training import train
+from lite_align.train import files
+from lite_align.train.record import RECORD, read_record
+from lite_align.view import View
+
+STATE = "pipeline.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step runs, and what is there: "new", "interrupted" or "finished"."""
+
+    folder: Path
+    state: str
+
+
+def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
+    """Run what is not done yet, in order, and return the folder of the pipeline.
+
+    Raises:
+        LiteAlignError: of the first stage that stops; what was finished before stays.
+    """
+    root = command.out or session.RUNS / pipeline.name
+    if root.exists() and not (root / STATE).exists() and any(root.iterdir()):
+        raise UserError(
+            f"{root} is in use and is not the folder of a pipeline.",
+            remedy="Choose another --out, or another name: `pipeline: NAME` in the recipe.",
+        )
+    folders: dict[str, Path] = {}
+    for number, step in enumerate(pipeline.steps, 1):
+        if (
+            command.dry_run
+            and step.start in {earlier.name for earlier in pipeline.steps}
+            and step.start not in folders
+        ):
+            view.section(step.name, f"{number} of {len(pipeline.steps)} · {step.stage}, after {step.start}")
+            continue
+        resolved = _started(step, folders)
+        digest = inputs(resolved)
+        place = find(root, step.name, digest)
+        if place.state == "finished":
+            folders[step.name] = place.folder
+            view.section(step.name, f"{place.folder} · unchanged, skipped")
+            continue
+        view.section(step.name, f"{number} of {len(pipeline.steps)} · {step.stage} → {place.folder}")
+        if not command.dry_run:
+            _note(root, step.name, place.folder, digest)
+        options = replace(command, out=place.folder, resume=place.state == "interrupted")
+        found = train(resolved, options, view)
+        if found is not None:
+            folders[step.name] = found
+    if not command.dry_run:
+        scores = score.score(pipeline, folders, root, view) if pipeline.score else None
+        conclude(pipeline, folders, root, scores, view)
+    return root
+
+
+def _started(step: Step, folders: Mapping[str, Path]) -> Resolved[Any]:
+    """The recipe of a step, with the run folder that it continues filled in."""
+    if step.start is None:
+        return step.resolved
+    nested = to_dict(step.resolved.recipe)
+    nested["model"]["adapter"] = str(folders.get(step.start, Path(step.start)))
+    recipe = type(step.resolved.recipe).model_validate(nested)
+    return Resolved(recipe, {**step.resolved.provenance, "model.adapter": f"from {step.start}"})
+
+
+def inputs(resolved: Resolved[Any]) -> str:
+    """Sha256 over everything that a stage is made of, with contents in place of names."""
+    recipe = resolved.recipe
+    nested = to_dict(recipe)
+    start = recipe.model.adapter
+    if start is not None:
+        folder = Path(start)
+        record = folder / RECORD
+        if record.exists():
+            folder = folder / "adapters" / TRAINS.get(str(read_record(folder)["stage"]), "policy")
+        nested["model"]["adapter"] = adapter_digest(folder)
+    choice = load.choose(recipe.model, device=session.device())
+    if not (start is not None and recipe.model.name == "auto"):  # then the base is the parent's
+        nested["model"]["name"] = fingerprint(locate(choice.name, recipe.model.revision))
+    for name in ("path", "held_out_path"):
+        if nested["data"][name]:
+            nested["data"][name] = sources.read(nested["data"][name], skip_bad=recipe.data.skip_bad).sha256
+    return score.digest_of(nested)
+
+
+def find(root: Path, name: str, digest: str) -> Place:
+    """The folder where a step with these inputs was run or is to be run; another one is never written over."""
+    known = _state(root).get(name, {})
+    if known.get("inputs") == digest:
+        folder = root / str(known["folder"])
+        if (folder / RECORD).is_file():
+            finished = read_record(folder)["status"] == "finished" and (folder / "report.html").is_file()
+            return Place(folder, "finished" if finished else "interrupted")
+        return Place(folder, "interrupted" if folder.is_dir() else "new")
+    number = 1
+    while (root / _numbered(name, number)).exists():
+        number += 1
+    return Place(root / _numbered(name, number), "new")
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number:04d}"
+
+
+def _state(root: Path) -> dict[str, dict[str, str]]:
+    try:
+        found = json.loads((root / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(
+            f"{root / STATE} cannot be read: {error}",
+            remedy="Delete it: then every stage runs again in a new folder.",
+        ) from error
+    return found
+
+
+def _note(root: Path, name: str, folder: Path, digest: str) -> None:
+    """Write down what a step is about to be made of."""
+    state = {**_state(root), name: {"folder": folder.name, "inputs": digest}}
+    with files.explained(root):
+        root.mkdir(parents=True, exist_ok=True)
+        files.replace(root / STATE, files.dump_json(state, indent=1))
+
+
+def conclude(
+    pipeline: Pipeline, folders: Mapping[str, Path], root: Path, scores: score.Scores | None, view: View
+) -> None:
+    """One line for each stage, the scores, and the command to type next."""
+    records = {name: read_record(folder) for name, folder in folders.items()}
+    rows = []
+    for name, record in records.items():
+        verdict = record["verdict"]
+        start = pipeline.step(name).start or "the base"
+        rows.append((name, str(record["stage"]), start, str(verdict["word"]), str(verdict["sentences"][0])))
+    view.table(f"Pipeline {pipeline.name}", ("step", "stage", "continues", "verdict", "held out"), rows)
+    if scores is not None:
+        score.show(scores, view)
+    last = [step.name for step in pipeline.steps if TRAINS[step.stage] == "policy"]
+    view.section("saved", str(root))
+    if last:
+        view.section("next", f"lite-align chat {folders[last[-1]]}")
+    view.json_record(
+        {"folder": str(root), "runs": records, "score": None if scores is None else scores.record()}
+    )
