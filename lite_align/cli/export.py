@@ -11,11 +11,11 @@ from lite_align.cli import options
 def export(
     run: options.RunFolder,
     to: Annotated[
-        Literal["adapter", "merged"],
+        Literal["adapter", "merged", "ollama", "gguf"],
         typer.Option(
             "--to",
             metavar="KIND",
-            help="adapter (PEFT) or merged (transformers).",
+            help="adapter (PEFT), merged (transformers), ollama (merged, with a Modelfile), gguf (llama.cpp).",
         ),
     ],
     out: Annotated[

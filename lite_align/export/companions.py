@@ -87,17 +87,23 @@ def write_config(base: Path, out: Path, dtype: str) -> None:
     config = read_config(base, base.name)
     for key in ("quantization_config", "auto_map"):
         config.pop(key, None)
-    for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
-        config[key] = dtype
+    config["dtype"] = dtype
+    if "torch_dtype" in config:  # its name before transformers 5
+        config["torch_dtype"] = dtype
     files.write_new(out / "config.json", files.dump_json(config, indent=2))
+
+
+def read_generation(base: Path) -> dict[str, Any]:
+    """The generation config of a base; {} if it has none."""
+    file = base / GENERATION
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def write_generation(
     base: Path, out: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]
 ) -> None:
     """Write the base's generation config with every stop token of the run in it."""
-    file = base / GENERATION
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_generation(base)
     own = config.get("eos_token_id", [])
     stops = sorted({*(own if isinstance(own, list) else [own]), *stop_ids})
     config["eos_token_id"] = stops if len(stops) > 1 else stops[0]

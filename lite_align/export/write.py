@@ -3,19 +3,20 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lite_align.data.render import Renderer
+from lite_align.data.template import ChatTemplate
 from lite_align.errors import LiteAlignError, UserError
 from lite_align.evaluate import folder as run_files
-from lite_align.export import Kind, card, companions, probes
+from lite_align.export import Kind, card, companions, gguf, modelfile, probes
 from lite_align.export.merge import Merge
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import fingerprint, is_hub_id, locate
@@ -180,7 +181,42 @@ def write_merged(job: Job) -> Path:
     return job.part
 
 
-WRITERS: Mapping[Kind, Any] = {Kind.ADAPTER: write_adapter, Kind.MERGED: write_merged}
+def write_ollama(job: Job) -> None:
+    """The merged folder with a Modelfile."""
+    run = job.run
+    base_folder, _ = find_base(run)
+    tokenizer = load_tokenizer(run.recipe.model)
+    renderer = Renderer(tokenizer)
+    # The renderer has tried the template in a child process already.
+    template = ChatTemplate(tokenizer, None, trusted=True)
+    generation = companions.read_generation(base_folder)
+    text, notes = modelfile.write(template, tokenizer, renderer.stop_ids, generation, base_folder)
+    for note in notes:
+        job.view.section("note", note)
+        job.notes.append(note)
+    write_merged(job)
+    files.write_new(job.part / "Modelfile", text.encode())
+    job.view.section("ollama", "Modelfile with template and stops · ollama create NAME -f Modelfile")
+
+
+def write_gguf(job: Job) -> None:
+    """One GGUF file and its card, from the merged folder."""
+    converter = gguf.find_converter()
+    job.notes.append("The weights were compared before llama.cpp's converter wrote this file, not after.")
+    write_merged(job)
+    dtype = json.loads((job.part / "config.json").read_text(encoding="utf-8"))["dtype"]
+    gguf.convert(converter, job.part, job.part / "model.gguf", dtype, job.view)
+    for file in sorted(job.part.iterdir()):
+        if file.name not in ("model.gguf", "README.md"):
+            file.unlink()
+
+
+WRITERS: Mapping[Kind, Callable[[Job], object]] = {
+    Kind.ADAPTER: write_adapter,
+    Kind.MERGED: write_merged,
+    Kind.OLLAMA: write_ollama,
+    Kind.GGUF: write_gguf,
+}
 
 
 def find_base(run: FinishedRun) -> tuple[Path, card.Base]:

@@ -12,7 +12,7 @@ from lite_align.data.types import Conversation, Message
 from lite_align.errors import DataError, UserError
 from lite_align.model.backbone import Role
 from lite_align.stages.keyboard import KEY, line_reader
-from lite_align.stages.scoring import Score, Scorer
+from lite_align.stages.scorer import Score, Scorer
 from lite_align.stages.speaker import Reply, Sampling, Speaker
 from lite_align.train import files
 from lite_align.train.finished import read_finished, require_policy

@@ -124,7 +124,7 @@ def test_a_reward_adapter_is_exported_as_an_adapter_only(tmp_path, tiny_llama, c
     (run / "adapters" / "reward" / "head.safetensors").write_bytes(b"head")
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "stage": "reward"}))
-    for kind in ("merged",):
+    for kind in ("merged", "ollama", "gguf"):
         assert "scores answers and writes none" in refused(capsys, run, "--to", kind)
     assert cli.run(["export", str(run), "--to", "adapter"]) == 0
     assert (run / "export" / "adapter" / "head.safetensors").read_bytes() == b"head"
@@ -149,3 +149,26 @@ def test_a_base_that_changed_is_refused(tmp_path, tokenizer, capsys):
     run = finished.run(tmp_path / "run", base)
     finished.model(base, tokenizer, tied=True)
     assert "weights have changed" in refused(capsys, run, "--to", "adapter")
+
+
+def test_ollama_gets_the_merged_folder_and_a_modelfile(tmp_path, tiny_llama, capsys):
+    run = finished.run(tmp_path / "run", tiny_llama)
+    assert cli.run(["export", str(run), "--to", "ollama"]) == 0
+    target = run / "export" / "ollama"
+    assert {"Modelfile", "model.safetensors", "config.json", "README.md"} <= set(listing(target))
+    lines = (target / "Modelfile").read_text().splitlines()
+    assert lines[0] == "FROM ."
+    assert lines[-2:] == ['PARAMETER stop "</s>"', 'PARAMETER stop "<|im_end|>"']
+    assert "ollama create" in (target / "README.md").read_text()
+
+
+def test_a_template_that_no_go_template_writes_is_told_before_any_work(tmp_path, capsys):
+    from tests.conftest import make_tokenizer
+
+    source = (
+        "{% for m in messages %}{{ loop.index }}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}{{ messages | length + 1 }}assistant: {% endif %}"
+    )
+    run = finished.run(tmp_path / "run", finished.model(tmp_path / "base", make_tokenizer(source)))
+    assert "cannot be written as a Go template" in refused(capsys, run, "--to", "ollama")
+    assert not (run / "export").exists()

@@ -19,7 +19,7 @@ from lite_align.data.types import Message
 from lite_align.errors import DataError, UserError
 from lite_align.model.backbone import Role
 from lite_align.stages import chat
-from lite_align.stages.scoring import Score
+from lite_align.stages.scorer import Score
 from lite_align.stages.speaker import Reply, Sampling
 from lite_align.view import View
 from tests import finished

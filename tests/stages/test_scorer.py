@@ -12,7 +12,7 @@ from lite_align.model.backbone import Backbone, Role
 from lite_align.model.load import load_model
 from lite_align.model.scalar_head import NAME
 from lite_align.recipe import LoraOptions, ModelOptions, RewardRecipe, to_dict
-from lite_align.stages.scoring import Score, Scorer
+from lite_align.stages.scorer import Score, Scorer
 from lite_align.train.finished import read_finished
 from tests import finished
 
