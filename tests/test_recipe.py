@@ -359,11 +359,14 @@ def test_dump_is_a_recipe_again(tmp_path):
 # recipes/
 
 
+BUILT = ("dpo", "reward")
+
+
 def test_the_complete_recipes_are_the_schema():
     for stage in STAGES:
         text = (RECIPES / f"{stage}.yaml").read_text(encoding="utf-8")
         assert text.endswith(document(stage))
-        assert "This version runs the stage dpo only" in text
+        assert ("still being built" in text) == (stage not in BUILT)
         assert load(stage, recipe_file=RECIPES / f"{stage}.yaml").recipe == STAGES[stage]()
         assert max(map(len, text.splitlines())) <= 110
 

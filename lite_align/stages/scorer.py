@@ -1,73 +1,86 @@
-"""Scores of any answers, rendered, cut and read as in training: by one encoder (rule LA502)."""
+"""The score that a reward run gives to an answer, raw and in standard deviations of its own fixed set."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from lite_align.data import forest
-from lite_align.data.comparisons import bundle, judged, up_to_score
-from lite_align.data.render import Renderer, Unusable
-from lite_align.data.types import Conversation, Rendered, Tree
+from lite_align.data.comparisons import judged, up_to_score
+from lite_align.data.render import Renderer
+from lite_align.data.types import Conversation, Message
+from lite_align.errors import UserError
+from lite_align.evaluate.folder import is_number
 from lite_align.model.backbone import Backbone, Role
-from lite_align.stages import passes
-from lite_align.train.faults import TokenBudget
-
-Ids = tuple[int, ...]
+from lite_align.stages.passes import to_batch
+from lite_align.train.finished import FinishedRun, attach, read_finished
 
 
-def sequences(
-    renderer: Renderer, examples: Sequence[tuple[Conversation, Conversation]], suffix: str | None
-) -> list[Rendered | Unusable]:
-    """Prompts and answers as tokens that end where the score is read.
+@dataclass(frozen=True)
+class Score:
+    """A score as the head gives it, and as so many standard deviations above the mean; None if they are not known."""
 
-    Args:
-        renderer: of the base.
-        examples: prompt and answer each.
-        suffix: `loss.judge_suffix` of the reward model.
-    """
-    rendered = renderer.conversations([(prompt, judged(answer, suffix)) for prompt, answer in examples])
-    return [cut(one, renderer, suffix) for one in rendered]
+    raw: float
+    deviations: float | None
 
-
-def cut(rendered: Rendered | Unusable, renderer: Renderer, suffix: str | None) -> Rendered | Unusable:
-    """End a conversation where its score is read, at the template's stop token if no judge follows."""
-    if isinstance(rendered, Unusable):
-        return rendered
-    scored = up_to_score(rendered, judged=suffix is not None)
-    if suffix is None and scored.ids[-1] != renderer.turn_end:
-        return Unusable("template", "LA502: the template ends this answer without its stop token")
-    return scored
+    def told(self) -> str:
+        """One line for people."""
+        normal = "" if self.deviations is None else f" · {self.deviations:+.2f} standard deviations"
+        return f"score {self.raw:+.3f}{normal}"
 
 
-@torch.no_grad()
-def score(
-    backbone: Backbone, prompts: Sequence[tuple[int, Sequence[Ids]]], budget: TokenBudget
-) -> list[list[float]]:
-    """Scores of sequences under REWARD.
+class Scorer:
+    """Scores answers with the REWARD role of a backbone, which it adds.
 
     Args:
-        backbone: with the REWARD role.
-        prompts: for each prompt, its tokens and the sequences that begin with them.
-        budget: tokens of a pass.
+        backbone: the base, with other roles.
+        run: a reward run on that base (see `read`).
     """
-    owners: list[int] = []
-    trees: list[Tree] = []
-    for number, (prompt, ids) in enumerate(prompts):
-        own = bundle(prompt, ids, most_tokens=budget.tokens)
-        trees += own
-        owners += [number] * len(own)
 
-    def measured(pack: list[Tree]) -> list[list[float]]:
-        batch = passes.to_batch(pack, backbone.device)
-        with backbone.role(Role.REWARD):
-            scores = backbone.scores(batch).tolist()
-        return [scores[a:b] for a, b in zip(batch.first_leaf, batch.first_leaf[1:])]
+    def __init__(self, backbone: Backbone, run: FinishedRun) -> None:
+        attach(backbone, Role.REWARD, run.adapter(Role.REWARD))
+        self._backbone = backbone
+        self._renderer = Renderer(backbone.loaded.tokenizer)
+        section = run.record.get("reward") or {}
+        suffix = section.get("judge_suffix")
+        self._suffix = None if suffix is None else str(suffix)
+        mean, std = section.get("mean"), section.get("std")
+        self._scale = (float(mean), float(std)) if is_number(mean) and is_number(std) and std > 0 else None
 
-    packs = forest.pack(trees, budget.tokens)
-    by_tree: dict[int, list[float]] = {}
-    for pack, found in passes.in_packs(trees, packs, measured, budget, where="the scoring of answers"):
-        by_tree |= dict(zip(pack, found, strict=True))
-    scores: list[list[float]] = [[] for _ in prompts]
-    for place, owner in enumerate(owners):
-        scores[owner] += by_tree[place]
-    return scores
+    @staticmethod
+    def read(folder: Path, policy: FinishedRun) -> FinishedRun:
+        """Read a reward run that can score what a policy run says.
+
+        Raises:
+            UserError: it is no finished reward run, or was trained on another base.
+        """
+        run = read_finished(folder)
+        if run.stage != "reward" or not run.has_adapter(Role.REWARD):
+            raise UserError(
+                f"{folder} is no reward run ({run.stage}).", remedy="Give a run of lite-align reward."
+            )
+        bases = [(one.record.get("hashes") or {}).get("base") for one in (run, policy)]
+        storage = [(one.recipe.model.quantization, one.recipe.model.dtype) for one in (run, policy)]
+        if bases[0] != bases[1] or storage[0] != storage[1]:
+            raise UserError(
+                f"{folder} was trained on another base than {policy.folder}: scores would mean nothing.",
+                details=[
+                    f"{one.folder}: {one.recipe.model.name}, {one.recipe.model.quantization}, {one.recipe.model.dtype}"
+                    for one in (run, policy)
+                ],
+                remedy="Give a reward run on the same base, quantisation and dtype.",
+            )
+        return run
+
+    @torch.no_grad()
+    def __call__(self, conversation: Conversation, answer: str) -> Score:
+        """The score of an answer at the end of a conversation."""
+        turns = judged((Message("assistant", answer),), self._suffix)
+        rendered = self._renderer.conversation(conversation, turns)
+        tree = forest.grow(0, [up_to_score(rendered, judged=self._suffix is not None)])
+        with self._backbone.role(Role.REWARD):
+            raw = float(self._backbone.scores(to_batch([tree], self._backbone.device)))
+        if self._scale is None:
+            return Score(raw, None)
+        mean, std = self._scale
+        return Score(raw, (raw - mean) / std)

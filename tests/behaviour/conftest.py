@@ -62,6 +62,7 @@ class Job:
     model: Path
     out: Path
     recipe: dict[str, object]
+    stage: str = "dpo"
 
     def changed(self, **changes: object) -> "Job":
         """The same job with other settings."""
@@ -75,7 +76,7 @@ class Job:
         from lite_align.view import View
 
         flags = {"model.name": str(self.model), **self.recipe}
-        resolved = load("dpo", data=str(self.data), flags=flags)
+        resolved = load(self.stage, data=str(self.data), flags=flags)
         folder = train(resolved, CommandOptions(self.out, resume, accept), View(quiet=True))
         assert folder is not None
         return folder
@@ -83,7 +84,7 @@ class Job:
     def arguments(self, *more: str) -> list[str]:
         """The same as a command line."""
         sets = [f"--set={key}={value}" for key, value in self.recipe.items()]
-        return ["dpo", str(self.data), "--model", str(self.model), "--out", str(self.out), *sets, *more]
+        return [self.stage, str(self.data), "--model", str(self.model), "--out", str(self.out), *sets, *more]
 
     def metrics(self) -> list[dict[str, float]]:
         """Rows of metrics.jsonl without speeds."""
@@ -91,13 +92,21 @@ class Job:
         return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The saved adapter, and the moments and random states of the newest checkpoint."""
+        """All saved adapters and heads, and the moments and random states of the newest checkpoint."""
         newest = max((self.out / "checkpoints").glob("step-*"))
+        adapters = (self.out / "adapters").glob("*/*.safetensors")
         return {
-            **load_file(self.out / "adapters" / "policy" / "adapter_model.safetensors"),
+            **{f"{file.parent.name} {k}": v for file in adapters for k, v in load_file(file).items()},
             **{f"{newest.name} {k}": v for k, v in load_file(newest / "optimizer.safetensors").items()},
             **{f"{newest.name} random {k}": v for k, v in load_file(newest / "random.safetensors").items()},
         }
+
+    def measured(self) -> dict[str, bytes]:
+        """What was measured on held-out rows, by file."""
+        found = {path.name: path.read_bytes() for path in self.out.glob("*.jsonl")}
+        del found["metrics.jsonl"]
+        assert "held_out.jsonl" in found
+        return found
 
     def record(self) -> dict[str, Any]:
         """What run.json holds."""
@@ -109,10 +118,9 @@ class Job:
         assert ours.keys() == theirs.keys()
         assert [name for name in ours if not bool((ours[name] == theirs[name]).all())] == []
         assert self.metrics() == other.metrics()
-        for name in ("held_out.jsonl", "answers.jsonl"):
-            assert (self.out / name).read_bytes() == (other.out / name).read_bytes(), name
-        for section in ("data", "plan", "hashes", "reference", "verdict"):
-            assert self.record()[section] == other.record()[section], section
+        assert self.measured() == other.measured()
+        for section in ("data", "plan", "hashes", "reference", "adapters", "reward", "verdict"):
+            assert self.record().get(section) == other.record().get(section), section
         assert self.record()["status"] == other.record()["status"] == "finished"
         assert (self.out / "report.html").is_file()
 
