@@ -128,8 +128,10 @@ class Job:
 @pytest.fixture
 def few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two short answers in place of eight long ones: what is said matters, not how much."""
-    from lite_align.stages import answers
+    from lite_align.stages import answers, reload
 
+    # A reward model is loaded again in this process: starting one more takes seconds each time.
+    monkeypatch.setattr(reload, "fresh", lambda *_: None)
     monkeypatch.setattr(answers, "PROBES", 2)
     monkeypatch.setattr(answers, "PROBE_TOKENS", 8)
 

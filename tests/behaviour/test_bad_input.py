@@ -384,7 +384,6 @@ def test_a_used_output_folder_is_told_before_the_data_are_read(place):
     ("setting", "text"),
     [
         ("loss.center_rewards_coefficient=-1", "center_rewards_coefficient"),
-        ("loss.judge_suffix=", "judge_suffix"),
         ("loss.beta=0.1", "loss.beta"),
         ("lora.dropout=0.1", "lora.dropout"),
     ],

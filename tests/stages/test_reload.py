@@ -45,10 +45,15 @@ def test_a_fresh_process_gives_the_same_scores(saved) -> None:
     change_head(run, lambda head: head * (1 + 1e-6))
     with pytest.raises(TrainingStopped, match="LA501: the saved reward model gives other scores"):
         reload.prove(backbone, recipe, run, pairs)
-    (run / "adapters" / "reward" / "head.safetensors").unlink()
+
+
+def test_a_process_that_fails_says_why(saved, monkeypatch) -> None:
+    backbone, recipe, run, pairs = saved
+    failed = SimpleNamespace(returncode=1, stdout="", stderr="a\nb\nc\nModelError: no scalar head\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(TrainingStopped, match="could not be loaded by a fresh process") as told:
         reload.prove(backbone, recipe, run, pairs)
-    assert "no scalar head" in " ".join(told.value.details)
+    assert list(told.value.details) == ["b", "c", "ModelError: no scalar head"]
 
 
 def test_without_memory_for_a_second_base_this_process_loads_again(saved, monkeypatch) -> None:
