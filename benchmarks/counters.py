@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lite_align.stages.dpo import DPO
 from lite_align.train.engine import Engine
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "gemm_4bit")
@@ -50,7 +49,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     return sum(saved.values())
 
 
-def measure(stage: DPO, engine: Engine[Any]) -> dict[str, float]:
+def measure(stage: Any, engine: Engine[Any]) -> dict[str, float]:
     """Counters of one optimiser step over the first window of the data; the step is made."""
     window = stage.window(0)
     tokens = sum(batch.tokens for batch in window.batches)

@@ -17,14 +17,14 @@ COLOURS = {LITE: "#0b7285", "TRL": "#e8590c"}
 
 AXES: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "prompt share": ("share of the tokens in prompts", lambda p: p["sides"][LITE]["prompt_share"]["median"]),
-    "length": ("tokens a pair", lambda p: p["sides"][LITE]["tokens_per_pair"]["median"]),
+    "length": ("tokens a pair", lambda p: p["sides"][LITE]["tokens_per_example"]["median"]),
     "vocabulary": ("vocabulary", lambda p: p["point"]["vocabulary"]),
     "model size": ("parameters", lambda p: p["sides"][LITE]["parameters"]["median"]),
 }
 """By sweep: what its axis is called, and where a point lies on it."""
 
 MEASURES: dict[str, tuple[str, float]] = {
-    "seconds_per_pair": ("CPU s a pair", 1.0),
+    "seconds_per_example": ("CPU s a pair", 1.0),
     "memory": ("memory, GiB", 2.0**-30),
 }
 

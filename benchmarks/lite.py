@@ -56,14 +56,16 @@ class Prepared:
         assert not hits, "the reference pass must be part of the measurement"
         train = PairSet.of(self.pairs, self.trees, values)
         stage = DPO(backbone, recipe, train, PairSet.of([], [], []), budget=budget)
-        named = backbone.parameters(Role.POLICY)
-        total = session.total_steps(recipe, len(self.trees))
-        fused = recipe.speed.fused_optimizer
-        return stage, Engine(Accelerator(cpu=True), named, recipe.train, total, fused=fused)
+        return stage, make_engine(stage, recipe, len(self.trees))
 
 
 def resolve(work: Work, precision: str, sets: Sequence[str]) -> DPORecipe:
     """The recipe of the work, with nothing left to decide, changed by `key=value` settings."""
+    return resolve_stage("dpo", work, precision, sets, {"loss.beta": BETA, "loss.sft_weight": 0})
+
+
+def resolve_stage(stage: str, work: Work, precision: str, sets: Sequence[str], own: dict[str, Any]) -> Any:
+    """The recipe of a stage with its own settings, those that all benchmarks have, and changes by `key=value`."""
     settings: dict[str, Any] = {
         **PRECISIONS[precision],
         "model.gradient_checkpointing": "off",
@@ -72,32 +74,57 @@ def resolve(work: Work, precision: str, sets: Sequence[str]) -> DPORecipe:
         "data.max_length": MAX_LENGTH,
         "lora.rank": RANK,
         "lora.alpha": ALPHA,
-        "loss.beta": BETA,
-        "loss.sft_weight": 0,
         "train.learning_rate": RATE,
         "train.epochs": work.epochs,
         "train.batch_size": BATCH,
         "train.tokens_per_microbatch": CPU_TOKENS,
         "train.schedule": "constant",
         "train.warmup": 0,
+        **own,
     }
     changed = {text.partition("=")[0].strip() for text in sets}
     flags = {key: value for key, value in settings.items() if key not in changed}
-    return load_recipe("dpo", flags={"model.name": work.model, **flags}, sets=sets).recipe
+    return load_recipe(stage, flags={"model.name": work.model, **flags}, sets=sets).recipe
 
 
 def prepare(work: Work, precision: str, sets: Sequence[str]) -> Prepared:
     """Load the model and render the rows, as stages.prepare does."""
     recipe = resolve(work, precision, sets)
     read = rows.read(PAIRS, recipe.data, recipe.data.path)
-    loaded = load.load_model(recipe.model, device="cpu", speed=recipe.speed)
-    rendered = rows.render(PAIRS, read.rows, Renderer(loaded.tokenizer), recipe.data)
-    assert len(rendered.trees) == work.pairs, "both sides must train on the same pairs"
+    backbone = load_backbone(recipe)
+    rendered = rows.render(PAIRS, read.rows, Renderer(backbone.loaded.tokenizer), recipe.data)
+    assert len(rendered.trees) == work.examples, "both sides must train on the same pairs"
     trees = passes.laid_out(rendered.trees, share_prompts=recipe.speed.share_prompts)
-    backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed, speed=recipe.speed)
+    return Prepared(recipe, backbone, rendered.rows, trees)
+
+
+def load_backbone(recipe: Any, role: Role = Role.POLICY) -> Backbone:
+    """The model with a fresh adapter, as a run has it."""
+    loaded = load.load_model(recipe.model, device="cpu", speed=recipe.speed)
+    backbone = Backbone(loaded, recipe.lora, seed=recipe.train.seed, speed=recipe.speed, role=role)
     wish = recipe.model.gradient_checkpointing
     backbone.recompute(wish if isinstance(wish, int) else len(backbone.blocks) * (wish == "on"))
-    return Prepared(recipe, backbone, rendered.rows, trees)
+    return backbone
+
+
+def make_engine(stage: Any, recipe: Any, examples: int, role: Role = Role.POLICY) -> Engine[Any]:
+    """The engine of a run over so many examples."""
+    named = stage.backbone.parameters(role)
+    total = session.total_steps(recipe, examples)
+    return Engine(Accelerator(cpu=True), named, recipe.train, total, fused=recipe.speed.fused_optimizer)
+
+
+def run(stage: Any, engine: Engine[Any]) -> list[Step]:
+    """All steps of a run, with the metrics that it logs."""
+    steps = []
+    for step in range(engine.total_steps):
+        started = time.process_time()
+        window = stage.window(step)
+        engine.update(window, stage.loss)
+        engine.logged()
+        tokens = sum(batch.tokens for batch in window.batches)
+        steps.append(Step(time.process_time() - started, tokens))
+    return steps
 
 
 def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
@@ -108,14 +135,7 @@ def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
     started = time.process_time()
     stage, engine = prepared.start()
     reference_seconds = time.process_time() - started
-    steps = []
-    for step in range(engine.total_steps):
-        started = time.process_time()
-        window = stage.window(step)
-        engine.update(window, stage.loss)
-        engine.logged()
-        tokens = sum(batch.tokens for batch in window.batches)
-        steps.append(Step(time.process_time() - started, tokens))
+    steps = run(stage, engine)
     peak = machine.peak_bytes() - before
     return {
         **timing(reference_seconds, steps, work),

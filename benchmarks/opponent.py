@@ -1,4 +1,4 @@
-"""TRL's side: DPOTrainer with its best flags on a CPU, each with its reason.
+"""TRL's side: what all of its trainers have in common here, and DPOTrainer, with the best flags on a CPU.
 
 TRL scores completion tokens alone only where it finds Triton, on CUDA: `_use_triton` is patched to say yes, so that
 its own CPU code does the same. As installed it is several times slower on a CPU; that is not the comparison.
@@ -6,7 +6,7 @@ its own CPU code does the same. As installed it is several times slower on a CPU
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,24 +18,21 @@ from benchmarks.workload import ALPHA, BATCH, BETA, MAX_LENGTH, RANK, RATE, read
 
 
 class Flag(NamedTuple):
-    """A value of DPOConfig, and why it is the best or the same for both."""
+    """A value of a trainer's configuration, and why it is the best or the same for both."""
 
     value: Any
     reason: str
 
 
 FLAGS = {
-    "precompute_ref_log_probs": Flag(True, "the reference is computed once, not in every step"),
     "gradient_checkpointing": Flag(False, "nothing is computed twice; the memory is there"),
     "train_sampling_strategy": Flag(
         "sequential", "rows are sorted by length, which leaves the least padding"
     ),
     "per_device_train_batch_size": Flag(BATCH, "a whole optimiser step in one pass; as here"),
     "gradient_accumulation_steps": Flag(1, "a whole optimiser step in one pass"),
-    "max_length": Flag(MAX_LENGTH, "as here; no row is cut"),
     "learning_rate": Flag(RATE, "as here"),
     "lr_scheduler_type": Flag("constant", "as here"),
-    "beta": Flag(BETA, "as here"),
     "dataloader_num_workers": Flag(0, "no CPU time is spent in a process that is not measured"),
     "save_strategy": Flag("no", "saving is not measured"),
     "report_to": Flag([], "reporting is not measured"),
@@ -43,6 +40,13 @@ FLAGS = {
     "disable_tqdm": Flag(True, "no progress bar, as here"),
     "use_cpu": Flag(True, "the comparison on CPUs"),
     "seed": Flag(42, "as here"),
+}
+"""Of every trainer."""
+
+DPO_FLAGS = FLAGS | {
+    "precompute_ref_log_probs": Flag(True, "the reference is computed once, not in every step"),
+    "max_length": Flag(MAX_LENGTH, "as here; no row is cut"),
+    "beta": Flag(BETA, "as here"),
 }
 
 
@@ -89,11 +93,48 @@ def side(variant: Variant) -> Side:
 def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
     """One run of DPOTrainer: its pass over the reference and its steps, timed from inside."""
     import datasets
+    from trl import DPOConfig, DPOTrainer
+
+    variant = Variant(**settings)
+    rows = datasets.Dataset.from_list(sorted_rows(work))
+
+    def trainer(folder: str, clock: Any) -> Any:
+        config = DPOConfig(**configuration(DPO_FLAGS, variant, work, folder))
+        return DPOTrainer(
+            args=config, train_dataset=rows, callbacks=[clock], **model_and_adapter(variant, work)
+        )
+
+    with reference_clock() as reference:
+        steps, memory = train(trainer)
+    return {**timing(sum(reference), steps, work), "memory": memory}
+
+
+def configuration(flags: dict[str, Flag], variant: Variant, work: Work, folder: str) -> dict[str, Any]:
+    """Arguments of a trainer's configuration."""
+    return {
+        "output_dir": folder,
+        "num_train_epochs": work.epochs,
+        "bf16": variant.autocast,
+        "model_init_kwargs": {"dtype": "float32" if variant.base == "fp32" else "bfloat16"},
+        **{name: flag.value for name, flag in flags.items()},
+    }
+
+
+def model_and_adapter(variant: Variant, work: Work, task: str = "CAUSAL_LM") -> dict[str, Any]:
+    """Arguments of a trainer: the model, as it is held, and the shape of its adapter."""
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type=task)
+    quantized = quantization() if variant.base == "nf4" else None
+    return {"model": work.model, "peft_config": lora, "quantization_config": quantized}
+
+
+def train(make: Callable[[str, Any], Any]) -> tuple[list[Step], int]:
+    """Build a trainer, given a folder and a callback, and train: its steps, and its memory over that before it."""
+    import datasets
     import transformers
     import trl.trainer.utils
-    from peft import LoraConfig
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -108,50 +149,41 @@ def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     trl.trainer.utils._use_triton = lambda device: True
-    variant = Variant(**settings)
-    rows = datasets.Dataset.from_list(sorted_rows(work))
-    lora = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder, reference_clock() as reference:
-        config = DPOConfig(
-            output_dir=folder,
-            num_train_epochs=work.epochs,
-            bf16=variant.autocast,
-            model_init_kwargs={"dtype": "float32" if variant.base == "fp32" else "bfloat16"},
-            **{name: flag.value for name, flag in FLAGS.items()},
-        )
+    with tempfile.TemporaryDirectory() as folder:
         before = machine.resident_bytes()
         machine.reset_peak()
-        trainer = DPOTrainer(
-            model=work.model,
-            args=config,
-            train_dataset=rows,
-            peft_config=lora,
-            quantization_config=quantization() if variant.base == "nf4" else None,
-            callbacks=[clock],
-        )
+        trainer = make(folder, clock)
         tokens = counted_tokens(trainer)
         trainer.train()
         peak = machine.peak_bytes() - before
-    steps = [Step(*step) for step in zip(clock.seconds, tokens)]
-    return {**timing(sum(reference), steps, work), "memory": peak}
+    return [Step(*step) for step in zip(clock.seconds, tokens)], peak
 
 
 def sorted_rows(work: Work) -> list[dict[str, Any]]:
     """The rows, the longest first: rows of like length stand in one batch."""
+    return longest_first(
+        work,
+        read_rows(Path(work.rows)),
+        lambda row: [row["prompt"] + row[side] for side in ("chosen", "rejected")],
+    )
+
+
+def longest_first(
+    work: Work, rows: list[dict[str, Any]], conversations: Callable[[dict[str, Any]], list[Any]]
+) -> list[dict[str, Any]]:
+    """Rows by the tokens of their longest conversation."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work.model)
 
     def length(row: dict[str, Any]) -> int:
         return max(
-            len(tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=True, return_dict=False))
-            for side in ("chosen", "rejected")
+            len(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+            for messages in conversations(row)
         )
 
-    return sorted(read_rows(Path(work.rows)), key=length, reverse=True)
+    return sorted(rows, key=length, reverse=True)
 
 
 def quantization() -> Any:

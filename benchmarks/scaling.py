@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import lite, machine, opponent, record
-from benchmarks.dpo import FOLDER, make_work
+from benchmarks.cases import FOLDER
+from benchmarks.dpo import make_work
 from benchmarks.sides import LITE, interleave, summary
 from benchmarks.workload import VOCABULARY
 
@@ -27,14 +28,14 @@ class Point:
         vocabulary: of its embedding and head.
         tokens: of a pair with its prompt once, on average, without the template's.
         share: of them in the prompt.
-        pairs: in the data.
+        examples: in the data.
     """
 
     size: str = "15m"
     vocabulary: int = VOCABULARY
     tokens: int = 200
     share: float = 0.5
-    pairs: int = 24
+    examples: int = 24
 
 
 USUAL = Point()
@@ -53,7 +54,7 @@ def measure(point: Point, folder: Path, *, threads: int, repeats: int) -> dict[s
     work = make_work(
         folder,
         point.size,
-        point.pairs,
+        point.examples,
         vocabulary=point.vocabulary,
         prompt=prompt,
         answer=(point.tokens - prompt) / 2,
@@ -84,7 +85,8 @@ def main() -> None:
             if point not in done:
                 done[point] = measure(point, args.folder, threads=args.threads, repeats=args.repeats)
             seconds = {
-                side: figures["seconds_per_pair"]["median"] for side, figures in done[point]["sides"].items()
+                side: figures["seconds_per_example"]["median"]
+                for side, figures in done[point]["sides"].items()
             }
             told = " · ".join(f"{side} {value:.3f}" for side, value in seconds.items())
             print(f"{name}: {point}: CPU s/pair {told}", flush=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import lite, machine, record
-from benchmarks.dpo import FOLDER, make_work
+from benchmarks.cases import FOLDER
+from benchmarks.dpo import make_work
 from benchmarks.sides import compare, interleave, summary
 
 RESULT = record.RESULTS / "shortcuts-cpu.json"
@@ -92,7 +93,7 @@ def main() -> None:
             print(f"{switch.key:32s} speed {ratio.speed:.2f}x  memory {ratio.memory:.2f}x", flush=True)
             case = {"machine": machine.describe(), "threads": args.threads, "size": args.size}
             pair = {name: figures[name] for name in (ALL, switch.key)}
-            more = {"pairs": args.pairs, "repeats": args.repeats, "precision": precision}
+            more = {"examples": args.pairs, "repeats": args.repeats, "precision": precision}
             record.add(args.out, switch.key, {**case, **more, "sides": pair})
 
 

@@ -24,15 +24,15 @@ class Work:
 
     Args:
         model: folder of the model.
-        rows: file of the pairs.
-        pairs: how many there are.
+        rows: file of the rows.
+        examples: how many there are.
         epochs: passes over them.
         threads: of torch.
     """
 
     model: str
     rows: str
-    pairs: int
+    examples: int
     epochs: int = 1
     threads: int = 2
 
@@ -53,20 +53,20 @@ class Step(NamedTuple):
 
 
 def timing(reference: float, steps: Sequence[Step], work: Work) -> dict[str, float]:
-    """CPU seconds a pair and epoch: steps, and the reference pass shared out over the epochs.
+    """CPU seconds an example and epoch: steps, and the reference pass shared out over the epochs.
 
     The first step warms up; its tokens are counted at the speed of the other steps.
     """
     warm = steps[1:]
-    assert warm, "one step alone cannot be measured: more pairs are needed"
+    assert warm, "one step alone cannot be measured: more rows are needed"
     a_token = sum(step.seconds for step in warm) / sum(step.tokens for step in warm)
-    trained = work.pairs * work.epochs
+    trained = work.examples * work.epochs
     tokens = sum(step.tokens for step in steps)
     return {
-        "tokens_per_pair": tokens / trained,
-        "step_seconds_per_pair": a_token * tokens / trained,
-        "reference_seconds_per_pair": reference / work.pairs,
-        "seconds_per_pair": a_token * tokens / trained + reference / trained,
+        "tokens_per_example": tokens / trained,
+        "step_seconds_per_example": a_token * tokens / trained,
+        "reference_seconds_per_example": reference / work.examples,
+        "seconds_per_example": a_token * tokens / trained + reference / trained,
     }
 
 
@@ -129,8 +129,8 @@ def compare(sides: Mapping[str, Mapping[str, Any]], one: str, others: Sequence[s
     def usual(name: str, key: str) -> float:
         return sides[name][key]["median"]
 
-    best = min(others, key=lambda name: usual(name, "seconds_per_pair"))
-    speed = usual(best, "seconds_per_pair") / usual(one, "seconds_per_pair")
+    best = min(others, key=lambda name: usual(name, "seconds_per_example"))
+    speed = usual(best, "seconds_per_example") / usual(one, "seconds_per_example")
     return Comparison(best, speed, usual(one, "memory") / usual(best, "memory"))
 
 

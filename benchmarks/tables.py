@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
-from benchmarks.dpo import CASES, Case
-from benchmarks.dpo import RESULT as DPO
+from benchmarks import dpo, record, sft
+from benchmarks.cases import Benchmark, Case
 from benchmarks.figure import PICTURE
 from benchmarks.scaling import RESULT as SCALING
 from benchmarks.scaling import SWEEPS
@@ -24,29 +23,42 @@ INTRODUCTION = (
 )
 
 
+CONVERSATIONS = (
+    "`python -m benchmarks.sft` does the same for SFT: conversations of one question and one answer, the loss on "
+    "answers alone, the same trained tokens on both sides. TRL padded with rows of like length together, and without "
+    "padding, whichever is faster (`benchmarks/opponent_sft.py`)."
+)
+
+
 def section(folder: Path = record.RESULTS) -> str:
     """Goals, growth and shortcuts, each from its file in a folder."""
-    goals, scaling, shortcuts = (record.load(folder / file.name) for file in (DPO, SCALING, SHORTCUTS))
+    files = (dpo.RESULT, sft.RESULT, SCALING, SHORTCUTS)
+    goals, conversations, scaling, shortcuts = (record.load(folder / file.name) for file in files)
     parts = [
         INTRODUCTION,
-        goal_table(goals),
+        goal_table(dpo.BENCHMARK, goals),
         counted(goals),
+        CONVERSATIONS,
+        goal_table(sft.BENCHMARK, conversations),
         "How the cost grows (`python -m benchmarks.scaling`):",
         growth(scaling),
         "What each shortcut is worth (`python -m benchmarks.shortcuts`): with it against without it, all others on.",
         shortcut_table(shortcuts),
-        machines({**goals, **scaling, **shortcuts}),
+        machines(
+            {**goals, **{f"sft {name}": case for name, case in conversations.items()}, **scaling, **shortcuts}
+        ),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def goal_table(cases: dict[str, Any]) -> str:
+def goal_table(benchmark: Benchmark, cases: dict[str, Any]) -> str:
     """One row for every case and number of epochs, with what is to be reached."""
+    noun = benchmark.noun
     rows = [
-        "| model, precision | epochs | TRL, CPU s a pair | lite-align | pairs per CPU second | memory |",
+        f"| model, precision | epochs | TRL, CPU s a {noun} | lite-align | {noun}s per CPU second | memory |",
         "|---|---|---|---|---|---|",
     ]
-    for name, case in CASES.items():
+    for name, case in benchmark.cases.items():
         measured = cases.get(name, {}).get("epochs", {})
         for epochs in map(str, case.epochs):
             rows.append(
@@ -68,8 +80,8 @@ def goal_cells(case: Case, result: dict[str, Any] | None) -> list[str]:
     sides = result["sides"]
     ratio = compare(sides, LITE, opponents(sides))
     return [
-        spread(sides[ratio.against]["seconds_per_pair"]),
-        spread(sides[LITE]["seconds_per_pair"]),
+        spread(sides[ratio.against]["seconds_per_example"]),
+        spread(sides[LITE]["seconds_per_example"]),
         f"**{ratio.speed:.2f}x** (goal: at least {case.speed:g})",
         f"**{ratio.memory:.2f}x** (goal: at most {case.memory:g})",
     ]
@@ -82,13 +94,13 @@ def spread(figure: dict[str, float]) -> str:
 
 def counted(cases: dict[str, Any]) -> str:
     """Counters of the first measured case, which repeat exactly; nothing if there is none."""
-    for name, case in CASES.items():
+    for name, case in dpo.CASES.items():
         for result in cases.get(name, {}).get("epochs", {}).values():
             sides = result["sides"]
             ours = {key: figure["median"] for key, figure in sides[LITE].items()}
-            theirs = sides[compare(sides, LITE, opponents(sides)).against]["tokens_per_pair"]["median"]
+            theirs = sides[compare(sides, LITE, opponents(sides)).against]["tokens_per_example"]["median"]
             return (
-                f"Counted in {described(case)}: {ours['tokens_per_pair']:.0f} tokens a pair, TRL {theirs:.0f} with "
+                f"Counted in {described(case)}: {ours['tokens_per_example']:.0f} tokens a pair, TRL {theirs:.0f} with "
                 f"padding; {ours['products_per_microbatch']:.0f} matrix products a micro-batch; "
                 f"{ours['saved_bytes_per_token'] / 1000:.0f} kB a token saved for the backward pass."
             )

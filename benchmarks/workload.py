@@ -70,6 +70,7 @@ def make_model(folder: Path, size: str, vocabulary: int | None = None) -> Path:
     A vocabulary other than that of the size changes embedding and head alone: the tokenizer, and so every row, stays
     the same, and the added tokens are never used.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     shape = SIZES[size] | ({"vocab_size": vocabulary} if vocabulary else {})
     target = folder / f"llama-{size}-{shape['vocab_size']}"
     if (target / "model.safetensors").exists():
@@ -140,6 +141,14 @@ def make_rows(
         }
         for _ in range(count)
     ]
+
+
+def make_conversations(
+    model: Path, count: int, *, prompt_tokens: float = PROMPT, answer_tokens: float = ANSWER
+) -> list[dict]:
+    """Conversations of one question and one answer: the chosen ones of `make_rows`."""
+    rows = make_rows(model, count, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    return [{"messages": row["prompt"] + row["chosen"]} for row in rows]
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

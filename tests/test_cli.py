@@ -82,7 +82,7 @@ def test_no_command_shows_help(said):
     assert said()[:2] == said("--help")[:2]
 
 
-@pytest.mark.parametrize("verb", ["dpo", "run", "check", "report", "chat", "doctor", "losses", "runs"])
+@pytest.mark.parametrize("verb", ["sft", "dpo", "run", "check", "report", "chat", "doctor", "losses", "runs"])
 def test_every_verb_has_help_within_100_columns(said, verb):
     code, out, _ = said(verb, "--help")
     assert code == 0

@@ -42,6 +42,7 @@ def _root(
 
 
 for _verb in (
+    train.sft,
     train.dpo,
     train.reward,
     train.run,

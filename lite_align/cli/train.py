@@ -13,8 +13,8 @@ from lite_align.errors import RecipeError, UserError
 from lite_align.stages.command import CommandOptions
 
 
-def _training_verb(stage: str, told: str) -> Callable[..., None]:
-    """A command that trains one stage; all of them take the same options."""
+def _verb(stage: str, about: str) -> Callable[..., None]:
+    """The command of a training stage, which all have the same options."""
 
     def help_all(asked: bool) -> None:
         if asked:
@@ -23,7 +23,11 @@ def _training_verb(stage: str, told: str) -> Callable[..., None]:
             typer.echo(document(stage), nl=False)
             raise typer.Exit
 
-    def verb(
+    every_setting = typer.Option(
+        "--help-all", callback=help_all, is_eager=True, help="Print every recipe setting, as a recipe."
+    )
+
+    def command(
         data: options.Data,
         model: options.Model = None,
         from_: options.From = None,
@@ -39,26 +43,19 @@ def _training_verb(stage: str, told: str) -> Callable[..., None]:
         quiet: options.Quiet = False,
         json: options.Json = False,
         debug: options.Debug = False,
-        help_all: Annotated[
-            bool,
-            typer.Option(
-                "--help-all",
-                callback=help_all,
-                is_eager=True,
-                help="Print every recipe setting, as a recipe.",
-            ),
-        ] = False,
+        help_all: Annotated[bool, every_setting] = False,
     ) -> None:
         flags = _flags(model, from_, seed, format, map)
-        command = _command(out, resume, accept_drift, dry_run)
-        _train(stage, data, recipe, flags, sets or (), command, quiet=quiet, json=json)
+        told = _command(out, resume, accept_drift, dry_run)
+        _train(stage, data, recipe, flags, sets or (), told, quiet=quiet, json=json)
 
-    verb.__name__, verb.__doc__ = stage, told
-    return verb
+    command.__name__, command.__doc__ = stage, about
+    return command
 
 
-dpo = _training_verb("dpo", "Train on pairs of a chosen and a rejected answer.")
-reward = _training_verb("reward", "Train a reward model, which scores answers, on pairs of answers.")
+sft = _verb("sft", "Train on conversations to imitate.")
+reward = _verb("reward", "Train a reward model, which scores answers, on pairs of answers.")
+dpo = _verb("dpo", "Train on pairs of a chosen and a rejected answer.")
 
 
 def run(

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from lite_align.data.render import CHUNK, Renderer, Unusable, without_oldest_round
 from lite_align.data.types import Chat, Conversation, Rendered, first_answer
-
-TrainOn = Literal["all_turns", "last_turn", "all_tokens"]
+from lite_align.recipe import TrainOn
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,16 +88,29 @@ OPTIMISER: tuple[Chart, ...] = (
     ),
     Chart(
         "Speed",
-        (Line("examples_per_second", "pairs per second"),),
+        (Line("examples_per_second", "examples per second"),),
         "Steady is right; a sudden fall means that something else took the machine or its memory.",
     ),
 )
-PREFERENCE: tuple[Chart, ...] = (
+LOSS = Chart(
+    "Loss",
+    (Line("loss", "training"), Line("eval/loss", "held out", SECOND, True)),
+    "Both should fall; held out rising while training falls means that the run memorises its rows.",
+)
+IMITATION: tuple[Chart, ...] = (
+    LOSS,
     Chart(
-        "Loss",
-        (Line("loss", "training"), Line("eval/loss", "held out", SECOND, True)),
-        "Both should fall; held out rising while training falls means that the run memorises its pairs.",
+        "Token accuracy",
+        (
+            Line("mean_token_accuracy", "training"),
+            Line("eval/mean_token_accuracy", "held out", SECOND, True),
+        ),
+        "Share of trained tokens that no other token beats; training lines far above held-out ones are memory.",
     ),
+    *OPTIMISER,
+)
+PREFERENCE: tuple[Chart, ...] = (
+    LOSS,
     Chart(
         "Accuracy",
         (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
@@ -143,7 +156,7 @@ PREFERENCE: tuple[Chart, ...] = (
     *OPTIMISER,
 )
 REWARD: tuple[Chart, ...] = (
-    PREFERENCE[0],
+    LOSS,
     Chart(
         "Accuracy",
         (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
@@ -171,7 +184,7 @@ REWARD: tuple[Chart, ...] = (
     ),
     *OPTIMISER,
 )
-CHARTS: dict[str, tuple[Chart, ...]] = {"dpo": PREFERENCE, "reward": REWARD}
+CHARTS: dict[str, tuple[Chart, ...]] = {"sft": IMITATION, "dpo": PREFERENCE, "reward": REWARD}
 """What is drawn, by stage of the run."""
 
 

@@ -67,6 +67,18 @@ def mean(values: Sequence[float]) -> Interval:
     return Interval(centre, centre - half, centre + half, len(values))
 
 
+def ratio(values: Sequence[float], sizes: Sequence[float]) -> Interval:
+    """Sum of the values over the sum of the sizes: a mean over tokens, of which a row has several.
+
+    The interval is that of the ratio estimator, linearised: rows are drawn, not tokens (Cochran, Sampling Techniques,
+    3rd edition, eq. 6.13). Of fewer than two rows it is everything.
+    """
+    estimate = math.fsum(values) / math.fsum(sizes)
+    residuals = [value - estimate * size for value, size in zip(values, sizes, strict=True)]
+    spread = mean([residual / statistics.fmean(sizes) for residual in residuals])
+    return Interval(estimate, estimate + spread.low, estimate + spread.high, len(values))
+
+
 def sign_test(values: Sequence[float]) -> float:
     """Two-sided p of the sign test: could these be as often above zero as below? 1 if none decides."""
     decided = [v for v in values if v != 0]

@@ -20,7 +20,7 @@ from lite_align.model import generate as generation
 from lite_align.model.blocks import Blocks
 from lite_align.model.kernels import BatchLike
 from lite_align.model.load import Loaded, weights_sha256
-from lite_align.model.logps import choose_head, token_logps
+from lite_align.model.logps import choose_head, token_scores
 from lite_align.recipe import LoraOptions, SpeedOptions
 
 _AS_IS = SpeedOptions()
@@ -259,15 +259,27 @@ class Backbone:
         padding = batch.input_ids.shape[1] - len(hidden)
         return nn.functional.pad(hidden, (0, 0, 0, padding)) if padding else hidden
 
-    def token_logps(self, batch: ForestBatch) -> Tensor:
-        """Log-prob of every trained token: (M,) fp32."""
+    def token_scores(self, batch: ForestBatch) -> tuple[Tensor, Tensor]:
+        """Log-prob of every trained token and whether no token is likelier: (M,) fp32 and (M,) bool."""
         # index_select: its backward adds in a fixed order.
         hidden = self.hidden(batch).index_select(0, batch.predict)
-        return token_logps(hidden, self.head, batch.target, contexts=self._contexts)
+        return token_scores(hidden, self.head, batch.target, contexts=self._contexts)
 
     def leaf_logps(self, batch: ForestBatch) -> Tensor:
         """Log-prob of every leaf's trained tokens together: (L,) fp32."""
-        return batch.leaf_sum(self.token_logps(batch))
+        return batch.leaf_sum(self.token_scores(batch)[0])
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Leave the adapters' dropout out: what is measured has to be the same every time."""
+        active = [m for m in self.model.modules() if isinstance(m, nn.Dropout) and m.training]
+        for module in active:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module in active:
+                module.train()
 
     def scores(self, batch: ForestBatch) -> Tensor:
         """Score of every leaf, read at its last token: (L,) fp32; the current role must have a scalar head."""

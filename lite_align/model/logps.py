@@ -182,7 +182,19 @@ def token_logps(
     chunk: int | None = None,
     contexts: Contexts = _no_contexts,
 ) -> Tensor:
-    """Log-prob of each target token: hidden (M, H), target (M,) int64 -> (M,) fp32.
+    """Log-prob of each target token: hidden (M, H), target (M,) int64 -> (M,) fp32. See `token_scores`."""
+    return token_scores(hidden, head, target, chunk=chunk, contexts=contexts)[0]
+
+
+def token_scores(
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    *,
+    chunk: int | None = None,
+    contexts: Contexts = _no_contexts,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target token and whether none is likelier: hidden (M, H), target (M,) -> (M,) fp32, (M,) bool.
 
     A frozen head needs 2 matrix products with the vocabulary where gradients are asked for and 1 where not, and
     holds `chunk` x V logits at a time; the model's own head needs 3, as it is recomputed in the backward pass.
@@ -195,25 +207,30 @@ def token_logps(
         contexts: re-enter the role of the forward pass where the model's own head is recomputed.
     """
     if isinstance(head, OwnHead):
-        return _own_token_logps(hidden, head, target, chunk or 256, contexts)
+        return _own_token_scores(hidden, head, target, chunk or 256, contexts)
     size = chunk or tokens_at_once(len(head.weight), hidden.device.type)
     needs_gradient = torch.is_grad_enabled() and hidden.requires_grad
-    return _FrozenTokenLogps.apply(hidden, target, head, size, needs_gradient)  # pyright: ignore[reportReturnType]
+    return _FrozenTokenScores.apply(hidden, target, head, size, needs_gradient)  # pyright: ignore[reportReturnType]
 
 
-def _own_token_logps(hidden: Tensor, head: OwnHead, target: Tensor, chunk: int, contexts: Contexts) -> Tensor:
-    def logps(rows: Tensor, ids: Tensor) -> Tensor:
+def _own_token_scores(
+    hidden: Tensor, head: OwnHead, target: Tensor, chunk: int, contexts: Contexts
+) -> tuple[Tensor, Tensor]:
+    def logps(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = own_logits(head.model, rows).float()
-        return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+        chosen = logits.gather(1, ids[:, None])[:, 0]
+        return chosen - logits.logsumexp(1), chosen.detach() >= logits.detach().amax(1)
 
     parts = [
         checkpoint(logps, rows, ids, use_reentrant=False, context_fn=contexts)
         for rows, ids in zip(hidden.split(chunk), target.split(chunk))
     ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)  # pyright: ignore
+    if not parts:
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.bool)
+    return torch.cat([logps for logps, _ in parts]), torch.cat([best for _, best in parts])
 
 
-class _FrozenTokenLogps(torch.autograd.Function):
+class _FrozenTokenScores(torch.autograd.Function):
     """With W frozen, d logp / d h of a token depends on that token alone, so the forward forms it at once.
 
     With z = scale * (W h + b), capped to y, and p = softmax(y):
@@ -223,7 +240,7 @@ class _FrozenTokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, target: Tensor, head: FrozenHead, chunk: int, needs_gradient: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         chunk = max(1, min(chunk, len(target)))
         # The logits are fp32: rounded to bf16 they cost 0.01 nats a token.
         weight = head.weight if hidden.device.type == "cuda" else head.weight.float()
@@ -233,6 +250,7 @@ class _FrozenTokenLogps(torch.autograd.Function):
         in_bf16 = head.weight.dtype == hidden.dtype == torch.bfloat16 and _cpu_has_bf16()
         back = head.weight if in_bf16 else weight
         logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
+        best = torch.empty(len(target), dtype=torch.bool, device=hidden.device)
         jacobian = torch.empty_like(hidden) if needs_gradient else None
         buffer = torch.empty(chunk, len(weight), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(target), chunk):
@@ -241,12 +259,13 @@ class _FrozenTokenLogps(torch.autograd.Function):
             y = buffer[: len(rows)]
             _product(rows, weight, y, in_bf16)
             slope = _finish(y, head, needs_gradient)
-            logps[part], mass = _normalise(y, ids)
+            logps[part], best[part], mass = _normalise(y, ids)
             if jacobian is not None:
                 jacobian[part] = _rows(y, mass, slope, ids, back, head.scale)
         if jacobian is not None:
             ctx.save_for_backward(jacobian)
-        return logps
+        ctx.mark_non_differentiable(best)
+        return logps, best
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -294,12 +313,13 @@ def _finish(y: Tensor, head: FrozenHead, needs_gradient: bool) -> Tensor | None:
     return slope
 
 
-def _normalise(y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs (m,) of `ids`; leaves exp(y - largest) in y and returns its row sums (m, 1) as well."""
+def _normalise(y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs (m,) of `ids`, and whether they are the largest; leaves exp(y - largest) in y, with row sums (m, 1)."""
     largest = y.amax(1, keepdim=True)
     chosen = y.gather(1, ids[:, None])
+    best = (chosen >= largest)[:, 0]
     mass = y.sub_(largest).exp_().sum(1, keepdim=True)
-    return (chosen - largest - mass.log())[:, 0], mass
+    return (chosen - largest - mass.log())[:, 0], best, mass
 
 
 def _rows(y: Tensor, mass: Tensor, slope: Tensor | None, ids: Tensor, weight: Tensor, scale: float) -> Tensor:

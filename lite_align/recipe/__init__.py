@@ -35,8 +35,10 @@ from lite_align.recipe.schema import (
     Recipe,
     RewardLossOptions,
     RewardRecipe,
+    SFTLossOptions,
     SFTRecipe,
     SpeedOptions,
+    TrainOn,
     TrainOptions,
 )
 
@@ -59,10 +61,12 @@ __all__ = [
     "Resolved",
     "RewardLossOptions",
     "RewardRecipe",
+    "SFTLossOptions",
     "SFTRecipe",
     "ScoreOptions",
     "SpeedOptions",
     "Step",
+    "TrainOn",
     "TrainOptions",
     "document",
     "drift_classes",

@@ -16,6 +16,7 @@ FREE: dict[str, Any] = {"drift": "free"}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Auto = Literal["auto"]
+TrainOn = Literal["all_turns", "last_turn", "all_tokens"]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInteger = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -178,6 +179,16 @@ class RewardLossOptions(Block):
     )
 
 
+class SFTLossOptions(Block):
+    """Log-loss of supervised fine-tuning: the mean over all trained tokens of an optimiser step."""
+
+    train_on: TrainOn = Field(
+        default="all_turns",
+        description="Trained: every answer, the last one, or all tokens.",
+        json_schema_extra=REFUSE,
+    )
+
+
 class TrainOptions(Block):
     """Optimiser, length of the run, and how often it is looked at and saved."""
 
@@ -326,6 +337,7 @@ class SFTRecipe(Block):
     model: ModelOptions = ModelOptions()
     data: DataOptions = DataOptions()
     lora: LoraOptions = LoraOptions()
+    loss: SFTLossOptions = SFTLossOptions()
     train: TrainOptions = TrainOptions()
     speed: SpeedOptions = SpeedOptions()
 

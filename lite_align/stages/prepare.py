@@ -170,7 +170,7 @@ def show_plan(procedure: Procedure[RowT], prepared: Prepared[RowT], view: View) 
         f"{recipe.train.epochs:g} epochs · {prepared.total_steps:,} steps of {recipe.train.batch_size} {noun} · "
         f"{recipe.train.tokens_per_microbatch:,} tokens a pass",
         f"{together / examples:.0f} tokens a {one} with shared prompts, {apart / examples:.0f} without",
-        f"{procedure.plan(recipe)} · learning rate {recipe.train.learning_rate:g} {recipe.train.schedule}",
+        f"{procedure.plan(prepared)} · learning rate {recipe.train.learning_rate:g} {recipe.train.schedule}",
     )
     resources.show(prepared.forecast, view)
     session.show_settings(prepared.resolved, view)

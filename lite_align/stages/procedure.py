@@ -100,7 +100,7 @@ class Procedure(ABC, Generic[RowT]):
         return passes.laid_out([tree for _, tree in examples], share_prompts=recipe.speed.share_prompts)
 
     @abstractmethod
-    def plan(self, recipe: Any) -> str:
+    def plan(self, prepared: Prepared[RowT]) -> str:
         """What is special about this run, in one line of the plan."""
 
     @abstractmethod

@@ -135,7 +135,9 @@ def render(
             rule = RULES[tokens.reason]
             dropped.setdefault(rule, []).append(lint.Dropped(row.source, tokens.detail))
             continue
-        trees.append(forest.grow(len(kept), tokens.answers))
+        alone = len(tokens.answers) == 1
+        key, answers = len(kept), tokens.answers
+        trees.append(forest.single(key, answers[0]) if alone else forest.grow(key, answers))
         kept.append(row)
         turns_dropped.append(tokens.turns_dropped)
     return RenderedRows(kept, trees, dropped, turns_dropped)

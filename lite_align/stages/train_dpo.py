@@ -42,9 +42,10 @@ class DPOProcedure(Procedure[Pair]):
         default = objective.defaults["beta"]
         return resolve_auto(resolved, "loss.beta", default, f"the default of {objective.name}")
 
-    def plan(self, recipe: DPORecipe) -> str:
+    def plan(self, prepared: Prepared[Pair]) -> str:
         """Loss and beta."""
-        return f"{recipe.loss.name} · beta {recipe.loss.beta:g}"
+        loss = prepared.recipe.loss
+        return f"{loss.name} · beta {loss.beta:g}"
 
     def build(
         self, backbone: Backbone, prepared: Prepared[Pair], run: Run, budget: TokenBudget, view: View

@@ -49,8 +49,9 @@ class RewardProcedure(Procedure[Pair]):
         share = recipe.speed.share_prompts
         return passes.laid_out([one.tree for one in compared], share_prompts=share)
 
-    def plan(self, recipe: RewardRecipe) -> str:
+    def plan(self, prepared: Prepared[Pair]) -> str:
         """Loss and place of the score."""
+        recipe = prepared.recipe
         suffix = recipe.loss.judge_suffix
         read = "the answer's end" if suffix is None else f"a judge's turn after {suffix!r}"
         margin = "with margins · " if recipe.loss.margin else ""

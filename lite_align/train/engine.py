@@ -41,13 +41,13 @@ class Loss:
 
     Args:
         total: scalar with a graph, summed (not averaged) over the examples, each times its weight.
-        sums: scalars to log, summed over the examples.
-        examples: how many examples were summed.
+        sums: scalars to log, summed over what they are means of.
+        count: how many that were: examples, or the trained tokens of the examples.
     """
 
     total: Tensor
     sums: dict[str, Tensor]
-    examples: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Engine(Generic[BatchT]):
             loss = loss_of(batch)
             self.phase = "backward"
             self.accelerator.backward(loss.total / window.weight)
-            losses.append((loss.sums, loss.examples))
+            losses.append((loss.sums, loss.count))
         self.phase = "optimizer"
         if self.accelerator.num_processes > 1:
             gradient.copy_(self._summed(gradient))
@@ -202,8 +202,8 @@ class Engine(Generic[BatchT]):
             self.check()
         self.optimizer.param_groups[0]["lr"] = self.rate
         self.optimizer.step()
-        for sums, examples in losses:
-            self.sums.add(sums, examples)
+        for sums, count in losses:
+            self.sums.add(sums, count)
         self.grad_norm = norm
         self.step += 1
 

@@ -113,7 +113,8 @@ def fit(
             # 1. One exact update over the examples of this step.
             rate = engine.rate
             window = make_step(stage, engine)
-            clock.count(sum(batch.tokens for batch in window.batches))
+            for batch in window.batches:
+                clock.count(len(batch.keys), batch.tokens)
             step = engine.step
             # 2. What happened, to the metrics file and the progress line.
             if step % cadence.log == 0 or step == total:
@@ -178,11 +179,12 @@ class Clock:
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._tokens = 0
+        self._examples = self._tokens = 0
         self._since = time.perf_counter()
 
-    def count(self, tokens: int) -> None:
-        """Count the tokens of a step."""
+    def count(self, examples: int, tokens: int) -> None:
+        """Count examples that were trained on, and their tokens."""
+        self._examples += examples
         self._tokens += tokens
 
     def pause(self) -> None:
@@ -193,25 +195,27 @@ class Clock:
         """Count time again."""
         self._since = time.perf_counter()
 
-    def speeds(self, examples: float) -> dict[str, float]:
-        """Rates since the last call, in which `examples` were trained on."""
+    def speeds(self) -> dict[str, float]:
+        """Rates since the last call."""
         self.pause()
         self.go_on()
         seconds = max(self._seconds, 1e-9)
-        rates = {"examples_per_second": examples / seconds, "tokens_per_second": self._tokens / seconds}
-        self._seconds, self._tokens = 0.0, 0
+        rates = {
+            "examples_per_second": self._examples / seconds,
+            "tokens_per_second": self._tokens / seconds,
+        }
+        self._seconds, self._examples, self._tokens = 0.0, 0, 0
         return rates
 
 
 def log_row(engine: Engine[BatchT], run: Run, epoch: float, rate: float, clock: Clock) -> dict[str, float]:
     """Write one row of metrics.jsonl and return it; a value that is not finite stops the run there."""
-    examples = engine.sums.weight
     row = {
         "step": engine.step,
         "epoch": epoch,
         **engine.logged(),  # waits for the device, so the clock comes after it
         "learning_rate": rate,
-        **clock.speeds(examples),
+        **clock.speeds(),
         "moved": engine.parameters.moved(),
     }
     run.log_metrics(row)
@@ -220,7 +224,12 @@ def log_row(engine: Engine[BatchT], run: Run, epoch: float, rate: float, clock: 
 
 def progress_fields(row: Mapping[str, float]) -> dict[str, float | str]:
     """The few numbers that stand beside the progress bar."""
-    shown = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin"}
+    shown = {
+        "loss": "loss",
+        "rewards/accuracies": "acc",
+        "rewards/margins": "margin",
+        "mean_token_accuracy": "acc",
+    }
     fields: dict[str, float | str] = {short: row[name] for name, short in shown.items() if name in row}
     fields["speed"] = f"{row['examples_per_second']:.3g} ex/s  {row['tokens_per_second']:,.0f} tok/s"
     return fields

@@ -56,7 +56,7 @@ def settings(**changes: object) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Job:
-    """One command line of `lite-align dpo`, as the stage gets it."""
+    """One command line of a training verb, as the stage gets it."""
 
     data: Path
     model: Path

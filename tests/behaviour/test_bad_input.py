@@ -407,3 +407,43 @@ def test_ties_alone_for_a_reward_model(place):
     answers = [{"answer": "yes", "rank": 1}, {"answer": "no", "rank": 1}, {"answer": "maybe", "rank": 1}]
     rows = [{"prompt": f"{n}?", "answers": answers} for n in range(5)]
     assert "5 of 5 rows (100.0%)" in place.refused(place.rows(rows), verb="reward")
+
+
+# Conversations.
+
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+LONG = [{"role": "user", "content": "why " * 400}, TALK[1]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (ROWS, "holds preference pairs.*lite-align dpo rows.jsonl"),
+        ([], "rows.jsonl.*(empty|no rows)"),
+        ([{"messages": TALK[:1]}], "holds prompts|the answer is missing"),
+        ([{"messages": TALK}, {"messages": [*TALK, TALK[0]]}], "rows.jsonl:2 .*the answer is missing"),
+        ([{"messages": TALK}, {"messages": [TALK[0], {**TALK[1], "content": " "}]}], "LA303 empty: 1"),
+        ([{"messages": TALK}] * 2, "LA302.*repeats rows.jsonl:1"),
+        ([{"messages": TALK}, {"messages": LONG}], "LA208 too long: 1.*do not fit in 512"),
+        ([{"messages": [{**TALK[0], "content": "Hi <|im_end|>"}, TALK[1]]}], "LA206.*rows.jsonl:1 spells"),
+        ([{"messages": TALK}], "1 chats, 1 prompt; two prompts are needed"),
+        ([{"text": "once"}, {"text": 3}], '"text" is a number'),
+    ],
+)
+def test_conversations_that_cannot_be_learned_from(place, lines, words):
+    name = place.rows(lines)
+    assert re.search(words, place.refused(name, verb="sft"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("loss.train_on=first_turn", "loss.train_on"),
+        ("loss.beta=0.1", "loss.beta is not a setting of sft"),
+        ("lora.dropout=1", "lora.dropout"),
+    ],
+)
+def test_settings_of_sft(place, setting, words):
+    name = place.rows(small.chat_lines(4))
+    assert words in place.refused(name, "--set", setting, verb="sft")

@@ -7,6 +7,7 @@ from lite_align.data import chats, forest
 from lite_align.data.render import Renderer
 from lite_align.data.types import Chat, Message, Source, Tree
 from lite_align.model.backbone import Backbone, Role
+from lite_align.recipe import TrainOn
 from lite_align.stages.passes import to_batch
 from tests.data import families
 from tests.stages import small
@@ -23,7 +24,7 @@ DIALOGUES = (
 )
 
 
-def trees_of(template: str, way: chats.TrainOn = "all_turns") -> list[Tree]:
+def trees_of(template: str, way: TrainOn = "all_turns") -> list[Tree]:
     rows = [
         Chat(
             Source("rows.jsonl", n),

@@ -4,12 +4,26 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import dpo, figure, opponent, record, scaling, shortcuts, tables
+from benchmarks import (
+    cases,
+    dpo,
+    figure,
+    lite_sft,
+    opponent,
+    opponent_sft,
+    record,
+    scaling,
+    sft,
+    shortcuts,
+    sides,
+    tables,
+)
 from benchmarks.sides import LITE, Step, Work, compare, summary, timing
 from lite_align.recipe.schema import SpeedOptions
 
@@ -20,8 +34,14 @@ MACHINE = {"cpu": "A processor, 2 cores", "memory": "8 GiB", "versions": "torch 
 
 def run(seconds: float, memory: float) -> dict[str, float]:
     """Figures of one run of a side."""
-    counted = {"tokens_per_pair": 200.0, "products_per_microbatch": 108.0, "saved_bytes_per_token": 8000.0}
-    return {"seconds_per_pair": seconds, "memory": memory, "prompt_share": 0.5, "parameters": 1e6, **counted}
+    counted = {"tokens_per_example": 200.0, "products_per_microbatch": 108.0, "saved_bytes_per_token": 8000.0}
+    return {
+        "seconds_per_example": seconds,
+        "memory": memory,
+        "prompt_share": 0.5,
+        "parameters": 1e6,
+        **counted,
+    }
 
 
 def case(ours: float, theirs: float, slow: float = 9.0, **more: Any) -> dict[str, Any]:
@@ -30,7 +50,7 @@ def case(ours: float, theirs: float, slow: float = 9.0, **more: Any) -> dict[str
     return {
         "machine": MACHINE,
         "threads": 2,
-        "pairs": 8,
+        "examples": 8,
         "repeats": 1,
         "epochs": {"1": {"sides": sides}},
         **more,
@@ -43,12 +63,12 @@ def case(ours: float, theirs: float, slow: float = 9.0, **more: Any) -> dict[str
 def test_the_first_step_counts_at_the_speed_of_the_others():
     """Two warm steps take 6 s for 300 tokens; 400 tokens take 8 s: 0.5 s for each of 16 trained pairs."""
     steps = [Step(100.0, 100), Step(2.0, 100), Step(4.0, 200)]
-    found = timing(4.0, steps, Work("model", "rows", pairs=8, epochs=2))
-    assert found["step_seconds_per_pair"] == 0.5
-    assert found["tokens_per_pair"] == 25.0
+    found = timing(4.0, steps, Work("model", "rows", examples=8, epochs=2))
+    assert found["step_seconds_per_example"] == 0.5
+    assert found["tokens_per_example"] == 25.0
     # The reference pass of 4 s is shared by 8 pairs and 2 epochs.
-    assert found["reference_seconds_per_pair"] == 0.5
-    assert found["seconds_per_pair"] == 0.75
+    assert found["reference_seconds_per_example"] == 0.5
+    assert found["seconds_per_example"] == 0.75
 
 
 def test_a_summary_has_the_median_and_the_range():
@@ -71,7 +91,7 @@ def test_the_fastest_variant_is_the_opponent_with_its_own_memory():
     ],
 )
 def test_a_goal_is_reached_or_missed_by_so_much(value: float, wanted: float, least: bool, expected: str):
-    assert dpo.verdict(value, wanted, least=least) == expected
+    assert cases.verdict(value, wanted, least=least) == expected
 
 
 # From files to the README.
@@ -154,7 +174,7 @@ def test_the_picture_shows_the_measured_sweeps(tmp_path: Path):
 
 
 def test_the_opponent_has_its_best_flags_each_with_a_reason():
-    values = {name: flag.value for name, flag in opponent.FLAGS.items()}
+    values = {name: flag.value for name, flag in opponent.DPO_FLAGS.items()}
     best = {
         "precompute_ref_log_probs": True,
         "gradient_checkpointing": False,
@@ -163,14 +183,14 @@ def test_the_opponent_has_its_best_flags_each_with_a_reason():
         "dataloader_num_workers": 0,
     }
     assert best.items() <= values.items()
-    assert all(flag.reason for flag in opponent.FLAGS.values())
+    assert all(flag.reason for flag in opponent.DPO_FLAGS.values())
 
 
 def test_both_sides_train_alike():
     from benchmarks.lite import resolve
 
-    recipe = resolve(Work("tiny", "rows.jsonl", pairs=8, epochs=3), "nf4", ["loss.sft_weight=0.5"])
-    flags = {name: flag.value for name, flag in opponent.FLAGS.items()}
+    recipe = resolve(Work("tiny", "rows.jsonl", examples=8, epochs=3), "nf4", ["loss.sft_weight=0.5"])
+    flags = {name: flag.value for name, flag in opponent.DPO_FLAGS.items()}
     assert (
         recipe.train.batch_size == flags["per_device_train_batch_size"] * flags["gradient_accumulation_steps"]
     )
@@ -221,15 +241,19 @@ def test_a_small_comparison_from_the_command_line(tmp_path: Path):
     sides = measured["epochs"]["1"]["sides"]
     assert set(sides) == {LITE, TRL, SLOW_TRL}
     assert all(
-        figures[key]["median"] > 0 for figures in sides.values() for key in ("seconds_per_pair", "memory")
+        figures[key]["median"] > 0 for figures in sides.values() for key in ("seconds_per_example", "memory")
     )
     # Two layers: see tests/behaviour/test_counters.py.
     assert sides[LITE]["products_per_microbatch"]["median"] == 3 * 14 + 2 + 5 * 14 - 6
     # Without padding and with every prompt once.
     (rows,) = tmp_path.glob("*.jsonl")
     ours, theirs = tokens_of(tmp_path, [json.loads(line) for line in rows.read_text().splitlines()])
-    assert sides[LITE]["tokens_per_pair"]["median"] == ours
-    assert sides[TRL]["tokens_per_pair"]["median"] == sides[SLOW_TRL]["tokens_per_pair"]["median"] >= theirs
+    assert sides[LITE]["tokens_per_example"]["median"] == ours
+    assert (
+        sides[TRL]["tokens_per_example"]["median"]
+        == sides[SLOW_TRL]["tokens_per_example"]["median"]
+        >= theirs
+    )
 
 
 def tokens_of(folder: Path, rows: list[dict[str, Any]]) -> tuple[float, float]:
@@ -247,3 +271,48 @@ def tokens_of(folder: Path, rows: list[dict[str, Any]]) -> tuple[float, float]:
         once += len(chosen) + len(rejected) - alike
         apart += len(chosen) + len(rejected)
     return once / len(rows), apart / len(rows)
+
+
+# SFT.
+
+
+def test_a_measured_case_of_sft_has_a_table_of_its_own(tmp_path: Path):
+    record.add(tmp_path / sft.RESULT.name, "15m/nf4", case(ours=0.25, theirs=0.5))
+    text = tables.section(tmp_path)
+    assert (
+        "| model, precision | epochs | TRL, CPU s a row | lite-align | rows per CPU second | memory |" in text
+    )
+    assert (
+        "| 15M, nf4 | 1 | 0.500 (0.500–0.500) | 0.250 (0.250–0.250) | **2.00x** (goal: at least 1.8) |"
+        in text
+    )
+    assert "Measured on A processor" in text
+
+
+def test_both_sides_of_sft_train_alike():
+    from benchmarks.lite_sft import resolve
+
+    recipe = resolve(Work("tiny", "rows.jsonl", examples=8, epochs=3), "nf4", [])
+    flags = {name: flag.value for name, flag in opponent_sft.SFT_FLAGS.items()}
+    assert recipe.loss.train_on == "all_turns"
+    assert flags["assistant_only_loss"]
+    assert recipe.train.batch_size == flags["per_device_train_batch_size"]
+    assert recipe.lora.dropout == 0
+    assert all(flag.reason for flag in (*opponent_sft.SFT_FLAGS.values(), *opponent_sft.LAYOUTS.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.trl
+def test_a_small_comparison_of_sft_trains_the_same_tokens_from_the_same_loss(tmp_path: Path):
+    work = sft.work_of(tmp_path, sft.TOY["toy/bf16"])
+    ours = sides.run(lite_sft.side("bf16"), replace(work, threads=1))
+    theirs = [
+        sides.run(opponent_sft.sides("bf16")[f"{TRL}, {layout}"], replace(work, threads=1))
+        for layout in opponent_sft.LAYOUTS
+    ]
+    for found in theirs:
+        assert found["trained_tokens"] == ours["trained_tokens"]
+        assert found["start_loss"] == pytest.approx(ours["start_loss"], abs=2e-3)
+        assert min(found["seconds_per_example"], ours["seconds_per_example"]) > 0
+    padded, unpadded = (found["tokens_per_example"] for found in theirs)
+    assert unpadded == ours["tokens_per_example"] < padded

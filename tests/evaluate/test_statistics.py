@@ -14,6 +14,7 @@ from lite_align.evaluate.statistics import (
     correlation,
     mean,
     percent,
+    ratio,
     reliability,
     share_above_zero,
     sign_test,
@@ -110,3 +111,17 @@ def test_correlation_by_hand() -> None:
 def test_without_differences_there_is_no_correlation() -> None:
     assert correlation([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) is None
     assert correlation([1.0, 2.0], [1.0, 2.0]) is None
+
+
+def test_a_ratio_weighs_rows_by_their_size_and_has_the_interval_of_rows() -> None:
+    # Values 2, 6 on sizes 2, 2: ratio 2, residuals -2, 2 over the mean size 2: -1, 1. Their t interval of two has
+    # the half width 12.7062 * sqrt(2) / sqrt(2).
+    found = ratio([2.0, 6.0], [2.0, 2.0])
+    assert (found.value, found.high) == pytest.approx((2.0, 2.0 + 12.7062), abs=1e-3)
+    assert found.low == pytest.approx(2.0 - 12.7062, abs=1e-3)
+    # Equal sizes: that of the mean. A common factor of all rows is no spread at all.
+    values = [1.0, 2.0, 4.0, 3.0]
+    assert ratio(values, [1.0] * 4) == mean(values)
+    same = ratio([3.0, 30.0, 9.0], [1.0, 10.0, 3.0])
+    assert (same.value, same.low, same.high) == pytest.approx((3.0, 3.0, 3.0))
+    assert ratio([1.0], [2.0]).low == -math.inf

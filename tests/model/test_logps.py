@@ -76,6 +76,21 @@ def test_two_tokens_by_hand():
     assert values.tolist() == pytest.approx([-1.3862944, -0.2876821], rel=1e-6)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_a_token_is_the_best_where_no_other_is_likelier(softcap: float | None):
+    hidden, head, target = problem(torch.float32, scale=0.5, softcap=softcap, bias=True)
+    likeliest = (functional.linear(hidden, head.weight, head.bias)).argmax(1)
+    target = torch.where(torch.arange(50) % 3 == 0, likeliest, target)
+    values, best = logps.token_scores(hidden, head, target, chunk=16)
+    assert best.tolist() == (target == likeliest).tolist()
+    assert 17 <= int(best.sum()) < 30
+    assert not best.requires_grad
+    assert torch.equal(values, logps.token_logps(hidden, head, target, chunk=16))
+    # Of equal logits each is the best.
+    same = FrozenHead(torch.ones(3, 1))
+    assert logps.token_scores(torch.ones(1, 1), same, torch.tensor([1]))[1].tolist() == [True]
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-3)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 30.0), (0.5, 5.0)])
@@ -229,7 +244,9 @@ def test_the_models_own_head_gives_the_same_values_and_gradients():
         results.append((values, gradient(values, hidden)))
     assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
     assert torch.allclose(results[0][1], results[1][1], atol=1e-5)
-    assert len(logps.token_logps(hidden[:0], OwnHead(model), ids[:0])) == 0
+    assert [len(values) for values in logps.token_scores(hidden[:0], OwnHead(model), ids[:0])] == [0, 0]
+    best = logps.token_scores(hidden, OwnHead(model), ids, chunk=7)[1]
+    assert best.tolist() == (logps.own_logits(model, hidden).argmax(1) == ids).tolist()
     assert type(model.model).__name__ == "Gemma2Model"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from lite_align.data.render import Renderer
-from lite_align.data.types import Message, Pair, Rendered, Source, Tree
+from lite_align.data.types import Chat, Message, Pair, Rendered, Source, Tree
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.load import load_model
 from lite_align.recipe import DataOptions, DPORecipe, LoraOptions, LossOptions, ModelOptions, TrainOptions
@@ -62,6 +62,30 @@ def as_pairs(lines: Sequence[dict[str, str]]) -> list[Pair]:
             rejected=(Message("assistant", row["rejected"]),),
         )
         for number, row in enumerate(lines, 1)
+    ]
+
+
+def as_chats(lines: Sequence[dict[str, str]]) -> list[Chat]:
+    """The rows as conversations that end with the chosen answer; every third one goes on for another round."""
+
+    def turns(number: int, row: dict[str, str]) -> tuple[Message, ...]:
+        texts = [row["prompt"], row["chosen"], *(["and?", row["rejected"]] if number % 3 == 0 else [])]
+        return tuple(Message(("user", "assistant")[n % 2], text) for n, text in enumerate(texts))
+
+    return [
+        Chat(Source("rows.jsonl", number), row.get("category"), messages=turns(number, row))
+        for number, row in enumerate(lines, 1)
+    ]
+
+
+def chat_lines(count: int, *, prompts: int | None = None) -> list[dict[str, Any]]:
+    """`rows` as lines of sft.messages."""
+    return [
+        {
+            "messages": [{"role": turn.role, "content": turn.content} for turn in chat.messages],
+            "category": chat.category,
+        }
+        for chat in as_chats(rows(count, prompts=prompts))
     ]
 
 

@@ -57,6 +57,22 @@ def test_the_score_is_the_head_at_the_stop_token(tmp_path, tiny_llama):
     assert scorer(QUESTION, "another answer").raw != pytest.approx(score.raw, abs=1e-3)
 
 
+def test_with_a_judge_the_score_is_read_where_its_turn_opens(tmp_path, tiny_llama):
+    policy = read_finished(finished.run(tmp_path / "policy", tiny_llama))
+    folder, alone = reward_run(
+        tmp_path / "reward", tiny_llama, mean=0.0, std=1.0, judge_suffix="the answer asks?"
+    )
+    score = Scorer(policy.backbone("cpu"), Scorer.read(folder, policy))(QUESTION, "the fox")
+    renderer = Renderer(alone.loaded.tokenizer)
+    asked = (*QUESTION, Message("assistant", "the fox"), Message("user", "the answer asks?"))
+    ids = renderer.prompt_ids(asked)
+    with torch.no_grad(), alone.role(Role.REWARD):
+        hidden = alone.model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[
+            0, -1
+        ]
+    assert score.raw == pytest.approx(float(hidden @ alone.adapter_tensors(Role.REWARD)[NAME]), abs=1e-4)
+
+
 def test_without_a_stored_scale_the_raw_score_is_told_alone(tmp_path, tiny_llama):
     policy = read_finished(finished.run(tmp_path / "policy", tiny_llama))
     folder, _ = reward_run(tmp_path / "reward", tiny_llama)

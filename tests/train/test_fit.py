@@ -454,7 +454,7 @@ class Short(Toy):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         found = super().loss(batch)
         if (number, "backward") in self.struck:
-            return Loss(Fails.apply(found.total), found.sums, found.examples)  # type: ignore[arg-type]
+            return Loss(Fails.apply(found.total), found.sums, found.count)  # type: ignore[arg-type]
         return found
 
 
@@ -566,12 +566,13 @@ def test_speeds_leave_out_evaluation_and_saving(monkeypatch: pytest.MonkeyPatch)
     now = iter([100.0, 102.0, 150.0, 153.0, 153.0, 160.0, 160.0])
     monkeypatch.setattr("lite_align.train.fit.time.perf_counter", lambda: next(now))
     clock = Clock()
-    clock.count(30)
+    clock.count(6, 30)
     clock.pause()  # 2 s of training, then 48 of something else
     clock.go_on()
-    clock.count(20)
-    assert clock.speeds(10.0) == {"examples_per_second": 2.0, "tokens_per_second": 10.0}
-    assert clock.speeds(14.0) == {"examples_per_second": 2.0, "tokens_per_second": 0.0}
+    clock.count(4, 20)
+    assert clock.speeds() == {"examples_per_second": 2.0, "tokens_per_second": 10.0}
+    clock.count(14, 7)
+    assert clock.speeds() == {"examples_per_second": 2.0, "tokens_per_second": 1.0}
 
 
 # Disk.
