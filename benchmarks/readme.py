@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import figure, record, tables
+from benchmarks import figure, pipeline, record, tables
 from benchmarks.gpu import tables as gpu_tables
 from lite_align.data.formats import FORMATS
 from lite_align.losses.catalogue import markdown_table
@@ -23,6 +23,7 @@ def formats_table() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "benchmark": tables.section,
     "gpu": lambda: gpu_tables.section(record.RESULTS),
+    "pipeline": pipeline.section,
     "losses": markdown_table,
     "formats": formats_table,
 }

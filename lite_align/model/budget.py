@@ -76,6 +76,7 @@ class Layout:
         unnested: whether the scales of 4-bit weights are unpacked.
         offloaded: whether the input embedding lies in the memory of the host.
         masked: whether attention has a mask of all pairs of tokens.
+        dropout: whether the adapter has dropout.
     """
 
     quantization: str
@@ -88,6 +89,7 @@ class Layout:
     unnested: bool = False
     offloaded: bool = False
     masked: bool = False
+    dropout: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +142,22 @@ def sizes(config: PreTrainedConfig) -> Sizes:
     )
 
 
-def saved_by_block(size: Sizes, *, element: int = 2, compiled: bool = False) -> float:
+def saved_by_block(size: Sizes, layout: Layout) -> float:
     """Bytes that one block saves for each token of a micro-batch.
 
     Called as it is: gate, its activation, up and their product; what both norms read, in fp32, and what they give;
     queries, keys, values and the attention's output. Compiled: gate and up, the block's input, the sum after the
     attention and its norm, queries, keys, values and the attention's output; the rest is made again inside of fused
-    kernels.
+    kernels. With dropout every layer also saves its own input with gaps, and the mask, a byte an element.
     """
+    element = layout.dtype.itemsize
+    inputs = 5 * size.hidden + size.query + size.feed_forward
+    dropped = layout.dropout * (element + 1) * inputs
     attention = 2 * size.query + 2 * size.key_value
-    if compiled:
-        return element * (2.0 * size.feed_forward + 3 * size.hidden + attention)
-    return element * (4.0 * size.feed_forward + 2 * size.hidden + attention) + 4 * 2.0 * size.hidden
+    if layout.compiled:
+        return dropped + element * (2.0 * size.feed_forward + 3 * size.hidden + attention)
+    plain = element * (4.0 * size.feed_forward + 2 * size.hidden + attention)
+    return dropped + plain + 4 * 2.0 * size.hidden
 
 
 def saved_per_token(size: Sizes, layout: Layout) -> float:
@@ -160,7 +166,7 @@ def saved_per_token(size: Sizes, layout: Layout) -> float:
     A block that recomputes keeps its input; one of them at a time has the rest as well.
     """
     element = layout.dtype.itemsize
-    block = saved_by_block(size, element=element, compiled=layout.compiled)
+    block = saved_by_block(size, layout)
     kept = size.layers - layout.recomputed + (layout.recomputed > 0)
     return kept * block + layout.recomputed * element * size.hidden
 

@@ -147,7 +147,7 @@ def blocks_to_recompute(
         tokens: of the measured micro-batch, if fewer than the layout's.
     """
     element = layout.dtype.itemsize
-    saved = saved_by_block(size, element=element, compiled=layout.compiled) - element * size.hidden
+    saved = saved_by_block(size, layout) - element * size.hidden
     missing = layout.tokens - (tokens or layout.tokens)
     over = peak - limit + missing * (size.layers - layout.recomputed) * saved
     blocks = layout.recomputed - int(-over // (layout.tokens * saved))

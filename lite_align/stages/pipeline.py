@@ -17,9 +17,9 @@ from lite_align.model import load
 from lite_align.model.backbone import adapter_digest
 from lite_align.model.folder import fingerprint, locate
 from lite_align.recipe import TRAINS, Pipeline, Resolved, Step, to_dict
-from lite_align.stages import score, session
+from lite_align.stages import lineage, rows, score, session
 from lite_align.stages.command import CommandOptions
-from lite_align.stages.training import train
+from lite_align.stages.training import procedure_of, train
 from lite_align.train import files
 from lite_align.train.record import RECORD, read_record
 from lite_align.view import View
@@ -47,6 +47,7 @@ def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
             f"{root} is in use and is not the folder of a pipeline.",
             remedy="Choose another --out, or another name: `pipeline: NAME` in the recipe.",
         )
+    require_runnable(pipeline)
     folders: dict[str, Path] = {}
     for number, step in enumerate(pipeline.steps, 1):
         if (
@@ -74,6 +75,24 @@ def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
         scores = score.score(pipeline, folders, root, view) if pipeline.score else None
         conclude(pipeline, folders, root, scores, view)
     return root
+
+
+def require_runnable(pipeline: Pipeline) -> None:
+    """Find what would stop a later stage before the first one trains: its options, its rows, the prompts to score.
+
+    Raises:
+        LiteAlignError: of the first stage that could not run.
+    """
+    for step in pipeline.steps:
+        recipe = step.resolved.recipe
+        procedure = procedure_of(recipe)
+        procedure.check(recipe)
+        read = rows.read(procedure.kind(recipe), recipe.data, recipe.data.path)
+        rows.require_enough(read.table.name, len(read.table.rows), read.dropped, recipe.data.max_dropped)
+        if step.start is not None and Path(step.start).is_dir():
+            lineage.find(_started(step, {}).recipe.model, step.stage)
+    if pipeline.score is not None:
+        score.read_asks(pipeline.score.prompts)
 
 
 def _started(step: Step, folders: Mapping[str, Path]) -> Resolved[Any]:
@@ -151,12 +170,12 @@ def conclude(
 ) -> None:
     """One line for each stage, the scores, and the command to type next."""
     records = {name: read_record(folder) for name, folder in folders.items()}
-    rows = []
+    lines = []
     for name, record in records.items():
         verdict = record["verdict"]
         start = pipeline.step(name).start or "the base"
-        rows.append((name, str(record["stage"]), start, str(verdict["word"]), str(verdict["sentences"][0])))
-    view.table(f"Pipeline {pipeline.name}", ("step", "stage", "continues", "verdict", "held out"), rows)
+        lines.append((name, str(record["stage"]), start, str(verdict["word"]), str(verdict["sentences"][0])))
+    view.table(f"Pipeline {pipeline.name}", ("step", "stage", "continues", "verdict", "held out"), lines)
     if scores is not None:
         score.show(scores, view)
     last = [step.name for step in pipeline.steps if TRAINS[step.stage] == "policy"]

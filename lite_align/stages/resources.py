@@ -169,6 +169,7 @@ def settle(resolved: AnyResolved, amount: Amount, machine: Machine) -> tuple[Any
         device=on.type,
         compiled=options.speed.compile == "on",
         masked=machine.kernel.kind is attention.KernelKind.MASKED,
+        dropout=options.lora.dropout > 0,
     )
     wishes = _wishes(resolved, size)
 

@@ -37,13 +37,7 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
     Raises:
         LiteAlignError: with the exit code that belongs to what went wrong; see `errors`.
     """
-    stage_name = resolved.recipe.stage
-    if stage_name not in PROCEDURES:
-        raise RecipeError(
-            f"The stage {stage_name} is not part of this version",
-            remedy=f"These are: {', '.join(PROCEDURES)}.",
-        )
-    procedure = PROCEDURES[stage_name]
+    procedure = procedure_of(resolved.recipe)
     session.require_one_process()
     folder = session.interrupted_run(command, procedure.stage, resolved.recipe.data.path)
     stored = session.stored_record(folder)
@@ -88,6 +82,16 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
         run.update("measured", watch.read(prepared.forecast, backbone.blocks.recomputed))
         finish(procedure, stage, prepared, run, view)
     return run.path
+
+
+def procedure_of(recipe: Any) -> Procedure[Any]:
+    """The procedure of a recipe's stage; RecipeError if this version has none."""
+    if recipe.stage not in PROCEDURES:
+        raise RecipeError(
+            f"The stage {recipe.stage} is not part of this version",
+            remedy=f"These are: {', '.join(PROCEDURES)}.",
+        )
+    return PROCEDURES[recipe.stage]
 
 
 def starting_point(resolved: Resolved[Any], folder: Path | None, stored: Any) -> lineage.Parent | None:

@@ -447,3 +447,45 @@ def test_conversations_that_cannot_be_learned_from(place, lines, words):
 def test_settings_of_sft(place, setting, words):
     name = place.rows(small.chat_lines(4))
     assert words in place.refused(name, "--set", setting, verb="sft")
+
+
+# Runs that continue others (tests/stages/test_lineage.py has them all), and pipelines.
+
+
+def test_what_cannot_be_continued(place):
+    place.rows(ROWS)
+    assert "nowhere does not exist" in place.refused("rows.jsonl", "--from", "nowhere")
+    (place.folder / "empty").mkdir()
+    assert "neither a run folder nor an adapter" in place.refused("rows.jsonl", "--from", "empty")
+
+
+PIPELINE = """stages:
+  first: {stage: dpo, data: {path: rows.jsonl}}
+  second: {stage: dpo, from: first, data: {path: rows.jsonl}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("from: first", "from: third", "third, which is neither an earlier stage nor a folder"),
+        ("second: {stage: dpo", "second: {stage: ppo", "ppo is not part of this version"),
+        ("from: first, data: {path: rows.jsonl}", "from: first, data: {path: other.jsonl}", "no such file"),
+        ("from: first, data: {path: rows.jsonl}", "from: first, data: {path: chats.jsonl}", "chats.jsonl"),
+        ("from: first, data", "from: first, loss: {name: ipoo}, data", "ipoo"),
+        ("stages:", "score: {prompts: rows.jsonl}\nstages:", "not from the built-in world"),
+    ],
+)
+def test_a_pipeline_that_could_not_end_does_not_begin(place, old, new, text):
+    place.rows(ROWS)
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    place.rows([{"messages": chat}] * 3, "chats.jsonl")
+    assert old in PIPELINE
+    (place.folder / "two.yaml").write_text(PIPELINE.replace(old, new))
+    assert text in place.refused("two.yaml", verb="run")
+
+
+def test_data_for_a_pipeline_belongs_to_its_stages(place):
+    place.rows(ROWS)
+    (place.folder / "two.yaml").write_text(PIPELINE)
+    assert "DATA is for a recipe with one stage" in place.refused("two.yaml", "rows.jsonl", verb="run")

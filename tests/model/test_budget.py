@@ -75,7 +75,7 @@ def test_what_each_lever_does_to_an_8b_model(size_8b: budget.Sizes):
     # A block that recomputes keeps 1 unit; the first one adds the block that is in work.
     one, two = after(recomputed=1).activations, after(recomputed=2).activations
     assert one - before.activations == 4096 * 8192
-    assert one - two == 4096 * (budget.saved_by_block(size_8b) - 8192)
+    assert one - two == 4096 * (budget.saved_by_block(size_8b, start) - 8192)
     assert after(masked=True).working - before.working == 4096 * 4096 * 2
 
 
@@ -95,8 +95,9 @@ def test_a_cpu_holds_the_head_in_fp32_as_well(size_8b: budget.Sizes):
     assert fp32.embeddings == 4 * (2 * 128256 * 4096 + norms)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(("quantization", "dtype"), [("nf4", "bfloat16"), ("none", "float32")])
-def test_the_prediction_is_what_autograd_saves(tmp_path, tokenizer, quantization: str, dtype: str):
+def test_the_prediction_is_what_autograd_saves(tmp_path, tokenizer, quantization: str, dtype: str, dropout):
     config = LlamaConfig(
         vocab_size=384,
         hidden_size=128,
@@ -113,7 +114,7 @@ def test_the_prediction_is_what_autograd_saves(tmp_path, tokenizer, quantization
     options = ModelOptions.model_validate(
         {"name": str(tmp_path), "quantization": quantization, "dtype": dtype}
     )
-    it = Backbone(load_model(options, device="cpu"), LoraOptions(rank=4), seed=0)
+    it = Backbone(load_model(options, device="cpu"), LoraOptions(rank=4, dropout=dropout), seed=0)
     answers = [tuple(i % 300 for i in range(start, start + 150)) for start in (10, 90)]
     rows = [Rendered((1,) * 100 + ids, (False,) * 100 + (True,) * 150) for ids in answers]
     batch = forest.batch([forest.grow(0, rows)])
@@ -129,7 +130,9 @@ def test_the_prediction_is_what_autograd_saves(tmp_path, tokenizer, quantization
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         it.hidden(batch)
     measured = sum(storage.nbytes() for storage in storages.values()) / batch.input_ids.shape[1]
-    layout = budget.Layout(quantization, 4, 400, dtype=getattr(torch, dtype))
+    layout = budget.Layout(
+        quantization, 4, 400, dtype=getattr(torch, dtype), device="cpu", dropout=dropout > 0
+    )
     predicted = budget.saved_per_token(budget.sizes(config), layout)
     assert measured == pytest.approx(predicted, rel=0.12)
 

@@ -75,3 +75,37 @@ def test_the_doctor_ends_with_a_verdict_and_an_exit_code(monkeypatch, grade, cod
     assert words in text
     record = json.loads(shown(overview.show_doctor, json_only=True)[1])
     assert record["can_start"] == (code == 0)
+
+
+def test_runs_stand_below_what_they_continue(tmp_path):
+    """By the hash of the adapter, wherever the parent's folder is now; pipelines are looked into."""
+
+    def run(name: str, started: int, adapter: str, parent: str = "") -> None:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        record = {
+            "schema": 1,
+            "stage": name.split("/")[-1].rstrip("0123456789-"),
+            "status": "finished",
+            "started": f"2026-01-02T03:04:{started:02}",
+            "finished": "x",
+            "adapters": {"policy": adapter},
+            "parents": [{"run": "runs/moved", "adapter": parent}] if parent else [],
+            "recipe": {"data": {"path": "rows.jsonl"}},
+        }
+        (folder / "run.json").write_text(json.dumps(record))
+
+    run("sft-0001", 1, "a")
+    run("town/dpo", 2, "b", "a")
+    run("dpo-0002", 3, "c", "b")
+    run("town/reward", 4, "d", "a")
+    run("dpo-0003", 5, "e", "lost")
+    text = shown(overview.show_runs, tmp_path)[1]
+    drawn = [line.split("finished")[0].rstrip() for line in text.splitlines()[2:]]
+    assert [line.strip().rsplit(maxsplit=1)[0].rstrip() for line in drawn] == [
+        "sft-0001",
+        "├─ town/dpo",
+        "│  └─ dpo-0002",
+        "└─ town/reward",
+        "dpo-0003",
+    ]

@@ -241,7 +241,7 @@ def test_the_probe_sets_how_many_blocks_recompute(stage, share, blocks):
     forecast = forecast_of(stage)
     layout, size = forecast.plan.layout, forecast.machine.size
     batch = max(stage.window(0).batches, key=lambda batch: batch.tokens)
-    saved = saved_by_block(size, element=4) - 4 * size.hidden
+    saved = saved_by_block(size, layout) - 4 * size.hidden
     # The measured batch is smaller than the plan's, which the other block would feel.
     missing = (layout.tokens - batch.tokens) * saved
     peak = forecast.plan.limit - missing + share * layout.tokens * saved
