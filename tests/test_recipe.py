@@ -19,6 +19,7 @@ from lite_align.recipe import (
     document,
     drift_classes,
     dump,
+    fill_options,
     flatten,
     from_dict,
     is_pipeline,
@@ -357,6 +358,18 @@ def test_dump_is_a_recipe_again(tmp_path):
     file.write_text(dump(resolved), encoding="utf-8")
     assert load("dpo", recipe_file=file).recipe == resolved.recipe
     assert "beta: 0.25  # --set" in dump(resolved)
+
+
+def test_entries_of_a_mapping_are_filled_where_none_was_chosen():
+    values = {"desirable_weight": 2.0, "undesirable_weight": 1.0}
+    filled = fill_options(load("dpo"), "loss.options", values, "3 up, 6 down")
+    assert filled.recipe.loss.options == values
+    assert filled.provenance["loss.options"] == "auto: 3 up, 6 down"
+    other = fill_options(load("dpo", sets=["loss.options.margin=0.5"]), "loss.options", values, "reason")
+    assert other.recipe.loss.options == {"margin": 0.5, **values}
+    assert other.provenance["loss.options"] == "--set, auto: reason"
+    chosen = load("dpo", sets=["loss.options.desirable_weight=3"])
+    assert fill_options(chosen, "loss.options", values, "reason") == chosen
 
 
 # recipes/

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from lite_align.data.sources import RawTable
-from lite_align.data.types import Chat, Conversation, Pair, Row, Source
+from lite_align.data.types import Chat, Conversation, Pair, Rated, Row, Source
 from lite_align.errors import DataError, UserError
 
 RULES = {
@@ -28,6 +29,7 @@ RULES = {
     "LA305": "length bias",
     "LA306": "one source dominates",
     "LA308": "tied",
+    "LA309": "one thumb only",
 }
 _ENOUGH = 20  # pairs; a share of fewer says nothing
 _BALANCED = (0.4, 0.6)
@@ -112,6 +114,56 @@ def lint_chats(chats: Sequence[Chat]) -> Lint[Chat]:
     return Lint(kept, dict(sorted(dropped.items())), [finding for finding in found if finding is not None])
 
 
+def lint_rated(rated: Sequence[Rated]) -> Lint[Rated]:
+    """Leave out answers with a thumb that teach nothing or contradict each other, and warn of biases in the rest.
+
+    Left out: LA303 empty answers, LA302 repetitions (the first stays) and answers with both thumbs (none stays).
+    Warnings: LA106, LA305, LA306.
+
+    Raises:
+        DataError: all thumbs are up, or all are down (LA309).
+    """
+    dropped: dict[str, list[Dropped]] = {}
+    kept: list[Rated] = []
+    answered = [((_turns_key(row.prompt), _turns_key(row.answer)), row) for row in rated]
+    first: dict[tuple[tuple[_Turns, _Turns], bool], Source] = {}
+    for key, row in answered:
+        first.setdefault((key, row.label), row.source)
+    seen: set[tuple[tuple[_Turns, _Turns], bool]] = set()
+    for key, row in answered:
+        opposite = first.get((key, not row.label))
+        if any(turn.role == "assistant" and not turn.content.strip() for turn in row.answer):
+            fault = "LA303", "the answer is empty"
+        elif opposite is not None:
+            other = "down" if row.label else "up"
+            fault = "LA302", f"has the answer to which {opposite} gives a thumb {other}, for the same prompt"
+        elif (key, row.label) in seen:
+            fault = "LA302", f"repeats {first[key, row.label]}"
+        else:
+            seen.add((key, row.label))
+            kept.append(row)
+            continue
+        dropped.setdefault(fault[0], []).append(Dropped(row.source, fault[1]))
+    _require_both_thumbs(kept)
+    found = [_rated_echoes(kept), _rated_length_bias(kept), _dominance(kept, "thumbs")]
+    return Lint(kept, dict(sorted(dropped.items())), [finding for finding in found if finding is not None])
+
+
+def _require_both_thumbs(rated: Sequence[Rated]) -> None:
+    """Refuse rows of which nothing can be learned but to like, or to avoid, every answer (LA309)."""
+    labels = {row.label for row in rated}
+    if len(labels) != 1:
+        return
+    up = labels == {True}
+    word, missing, deed = ("up", "down", "likelier") if up else ("down", "up", "less likely")
+    sft = " Answers that are all good can be imitated: lite-align sft." if up else ""
+    raise DataError(
+        f"LA309: all {len(rated):,} thumbs in {rated[0].source.file} are {word}, so nothing tells a good answer from "
+        f"a bad one: every answer would only become {deed}",
+        remedy=f"Add answers with a thumb {missing}.{sft}",
+    )
+
+
 _Turns = tuple[tuple[str, str], ...]
 _Key = tuple[_Turns, _Turns, _Turns]
 
@@ -184,16 +236,16 @@ def _warnings(pairs: Sequence[Pair]) -> list[Finding]:
 
 def _echoes(pairs: Sequence[Pair]) -> Finding | None:
     """Find answers that begin with their prompt: columns that were built wrong."""
-    rows = [
-        pair.source
-        for pair in pairs
-        if len(text := pair.prompt[-1].content.strip()) >= 10
-        and pair.chosen[0].content.lstrip().startswith(text)
-    ]
+    rows = [pair.source for pair in pairs if _begins_with_prompt(pair.prompt, pair.chosen)]
     if not rows:
         return None
     many = "answer begins" if len(rows) == 1 else "answers begin"
     return Finding("LA106", f"{len(rows):,} chosen {many} with the prompt itself: {_places(rows)}")
+
+
+def _begins_with_prompt(prompt: Conversation, answer: Conversation) -> bool:
+    text = prompt[-1].content.strip()
+    return len(text) >= 10 and answer[0].content.lstrip().startswith(text)
 
 
 def _contradicting_scores(pairs: Sequence[Pair]) -> Finding | None:
@@ -216,6 +268,33 @@ def _length_bias(pairs: Sequence[Pair]) -> Finding | None:
     return Finding(
         "LA305", f"chosen is longer in {longer:.0%} of pairs (by {mean:+.0f} characters on average)"
     )
+
+
+def _rated_echoes(rated: Sequence[Rated]) -> Finding | None:
+    rows = [row.source for row in rated if _begins_with_prompt(row.prompt, row.answer)]
+    if not rows:
+        return None
+    many = "answer begins" if len(rows) == 1 else "answers begin"
+    return Finding("LA106", f"{len(rows):,} {many} with the prompt itself: {_places(rows)}")
+
+
+def _rated_length_bias(rated: Sequence[Rated]) -> Finding | None:
+    """Compare every thumb up with every thumb down: how often is the first one longer?"""
+    ups, downs = (
+        sorted(_length(row.answer) for row in rated if row.label == label) for label in (True, False)
+    )
+    if min(len(ups), len(downs)) < _ENOUGH:
+        return None
+    shorter = sum(bisect_left(downs, length) for length in ups)
+    longer = sum(len(downs) - bisect_right(downs, length) for length in ups)
+    if not shorter + longer:
+        return None
+    share = shorter / (shorter + longer)
+    if _BALANCED[0] <= share <= _BALANCED[1]:
+        return None
+    mean = sum(ups) / len(ups) - sum(downs) / len(downs)
+    what = "an answer with a thumb up is longer than one with a thumb down"
+    return Finding("LA305", f"{what} in {share:.0%} of comparisons (by {mean:+.0f} characters on average)")
 
 
 def _length(turns: Conversation) -> int:

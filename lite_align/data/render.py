@@ -34,6 +34,14 @@ _ANSWER = Message("assistant", "An answer")
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """Answers as token ids, each with the one prompt, which lost its oldest `turns_dropped` turns."""
+
+    answers: tuple[Rendered, ...]
+    turns_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
 class PairTokens:
     """A pair as token ids; both answers follow one prompt, which lost its oldest `turns_dropped` turns."""
 
@@ -207,18 +215,29 @@ class Renderer:
     def pairs(
         self, pairs: Sequence[Pair], max_length: int, *, drop_turns: bool = True
     ) -> list[PairTokens | Unusable]:
-        """Token ids of all pairs, in order; what cannot be trained is returned with its reason.
+        """`answers` for the chosen and the rejected answer of all pairs; the same tokens for both are no pair."""
+        examples = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
+        return [_as_pair(tokens) for tokens in self.answers(examples, max_length, drop_turns=drop_turns)]
+
+    def answers(
+        self,
+        examples: Sequence[tuple[Conversation, Sequence[Conversation]]],
+        max_length: int,
+        *,
+        drop_turns: bool = True,
+    ) -> list[AnswerTokens | Unusable]:
+        """Token ids of prompts with their answers, in order; what cannot be trained is returned with its reason.
 
         Args:
-            pairs: rows; they are encoded some hundred at a time.
-            max_length: tokens of prompt and answer together. Where a pair has more, the oldest rounds of its
-                prompt (a user turn and what answers it) go, whole; the system turn, the last round and the
+            examples: a prompt with one or more answers each; they are encoded some hundred at a time.
+            max_length: tokens of prompt and answer together. Where the longest answer has more, the oldest rounds of
+                its prompt (a user turn and what answers it) go, whole; the system turn, the last round and the
                 answers stay.
-            drop_turns: False leaves such a pair out instead.
+            drop_turns: False leaves such an example out instead.
         """
-        results: list[PairTokens | Unusable] = []
-        for start in range(0, len(pairs), CHUNK):
-            results += self._chunk(pairs[start : start + CHUNK], max_length, drop_turns)
+        results: list[AnswerTokens | Unusable] = []
+        for start in range(0, len(examples), CHUNK):
+            results += self._chunk(examples[start : start + CHUNK], max_length, drop_turns)
         return results
 
     def spans(self, rendered: Rendered) -> list[tuple[str, str]]:
@@ -406,22 +425,29 @@ class Renderer:
             mask += [True] * count + [False] * (len(piece.ids) - count)
         return mask
 
-    def _chunk(self, pairs: Sequence[Pair], max_length: int, drop_turns: bool) -> list[PairTokens | Unusable]:
-        results: list[PairTokens | Unusable | None] = [None] * len(pairs)
-        pending = [(number, pair.prompt) for number, pair in enumerate(pairs)]
+    def _chunk(
+        self,
+        examples: Sequence[tuple[Conversation, Sequence[Conversation]]],
+        max_length: int,
+        drop_turns: bool,
+    ) -> list[AnswerTokens | Unusable]:
+        results: list[AnswerTokens | Unusable | None] = [None] * len(examples)
+        pending = [(number, prompt) for number, (prompt, _) in enumerate(examples)]
         while pending:
-            ready: list[tuple[int, Conversation, _Layout, _Layout]] = []
+            ready: list[tuple[int, Conversation, list[_Layout]]] = []
             for number, prompt in pending:
                 try:
-                    chosen = self._layout(prompt, pairs[number].chosen)
-                    ready.append((number, prompt, chosen, self._layout(prompt, pairs[number].rejected)))
+                    layouts = [self._layout(prompt, answer) for answer in examples[number][1]]
+                    ready.append((number, prompt, layouts))
                 except Refused as refusal:
                     results[number] = Unusable(refusal.reason, refusal.detail)
-            encoded = self._encoder.batch(f for _, _, *both in ready for one in both for f in one.fragments)
+            encoded = self._encoder.batch(
+                f for _, _, layouts in ready for one in layouts for f in one.fragments
+            )
             pending = []
-            for number, prompt, chosen, rejected in ready:
-                turns = len(pairs[number].prompt) - len(prompt)
-                result = self._fit(chosen, rejected, encoded, max_length, turns)
+            for number, prompt, layouts in ready:
+                turns = len(examples[number][0]) - len(prompt)
+                result = self._fit(layouts, encoded, max_length, turns)
                 shorter = without_oldest_round(prompt) if drop_turns else None
                 if isinstance(result, Unusable) and result.reason == "too_long" and shorter is not None:
                     pending.append((number, shorter))
@@ -430,25 +456,21 @@ class Renderer:
 
     def _fit(
         self,
-        chosen: _Layout,
-        rejected: _Layout,
+        layouts: Sequence[_Layout],
         encoded: dict[Fragment, Piece],
         max_length: int,
         turns_dropped: int,
-    ) -> PairTokens | Unusable:
+    ) -> AnswerTokens | Unusable:
         try:
-            (first, first_prompt), (second, second_prompt) = (
-                self._assemble(layout, encoded) for layout in (chosen, rejected)
-            )
+            assembled = [self._assemble(layout, encoded) for layout in layouts]
         except Refused as refusal:
             return Unusable(refusal.reason, refusal.detail)
-        if first.ids == second.ids:
-            return Unusable("identical", "chosen and rejected are the same tokens")
-        longer, prompt = max((len(first.ids), first_prompt), (len(second.ids), second_prompt))
-        if longer > max_length:
-            parts = f"{prompt:,} of the prompt and {longer - prompt:,} of the longer answer"
-            return Unusable("too_long", f"{longer:,} tokens ({parts}) do not fit in {max_length:,}")
-        return PairTokens(first, second, turns_dropped)
+        longest, prompt = max((len(rendered.ids), prompt) for rendered, prompt in assembled)
+        if longest > max_length:
+            which = "the answer" if len(layouts) == 1 else "the longer answer"
+            parts = f"{prompt:,} of the prompt and {longest - prompt:,} of {which}"
+            return Unusable("too_long", f"{longest:,} tokens ({parts}) do not fit in {max_length:,}")
+        return AnswerTokens(tuple(rendered for rendered, _ in assembled), turns_dropped)
 
     def _turn_end(self) -> int:
         """The control token with which the template ends an assistant turn (LA202)."""
@@ -482,6 +504,15 @@ class Renderer:
                 f"LA210: the tokenizer has tokens that the model has no embedding for: {names}.",
                 remedy=remedy,
             )
+
+
+def _as_pair(tokens: AnswerTokens | Unusable) -> PairTokens | Unusable:
+    if isinstance(tokens, Unusable):
+        return tokens
+    chosen, rejected = tokens.answers
+    if chosen.ids == rejected.ids:
+        return Unusable("identical", "chosen and rejected are the same tokens")
+    return PairTokens(chosen, rejected, tokens.turns_dropped)
 
 
 def without_oldest_round(prompt: Conversation) -> Conversation | None:

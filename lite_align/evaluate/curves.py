@@ -3,10 +3,10 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lite_align.evaluate.folder import RunFolder
+from lite_align.evaluate.folder import RunFolder, learned_from_thumbs
 
 MOST_POINTS = 300  # more are not seen at the width of a card, and would make the file heavy
 SMOOTH_ABOVE = 60  # rows; then a running mean is drawn over the raw values
@@ -55,13 +55,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What one picture shows and how to read it; `level` draws a horizontal line (chance, zero)."""
+    """What one picture shows and how to read it; `level` draws a horizontal line (chance, zero).
+
+    `of_thumbs` is how to read it where the run learned from thumbs, if that is another matter.
+    """
 
     title: str
     lines: tuple[Line, ...]
     reading: str
     level: float | None = None
     log: bool = False
+    of_thumbs: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ PREFERENCE: tuple[Chart, ...] = (
         "Share of pairs whose chosen answer gained more than the rejected one; 0.5 is chance, 1.0 very early is "
         "suspicious.",
         level=0.5,
+        of_thumbs="Share of answers with a thumb up that gained more than the reference point, and of those with a "
+        "thumb down that gained less; 0.5 is chance, 1.0 very early is suspicious.",
     ),
     Chart(
         "Margin",
@@ -124,6 +130,8 @@ PREFERENCE: tuple[Chart, ...] = (
         "How much more the chosen answer gained than the rejected one, times beta; it starts at 0 and should "
         "rise and level off.",
         level=0.0,
+        of_thumbs="Mean gain of answers with a thumb up less that of answers with a thumb down, times beta; it starts "
+        "at 0 and should rise and level off.",
     ),
     Chart(
         "Rewards",
@@ -135,6 +143,15 @@ PREFERENCE: tuple[Chart, ...] = (
         ),
         "Gain of each answer over the reference; good runs part around 0, and a chosen line that sinks means that "
         "good answers become less likely too.",
+        level=0.0,
+        of_thumbs="Gain of each answer over the reference; good runs part around the reference point times beta, and "
+        "a thumb-up line that sinks means that good answers become less likely too.",
+    ),
+    Chart(
+        "Reference point",
+        (Line("kl", "training"), Line("eval/kl", "held out", SECOND, True)),
+        "How much the policy has gained on answers under prompts that are not theirs, in nats: an estimate of its KL "
+        "from the reference, from which gains are measured. Near 0 at first; a steep climb means that the run drifts.",
         level=0.0,
     ),
     Chart(
@@ -191,14 +208,24 @@ CHARTS: dict[str, tuple[Chart, ...]] = {"sft": IMITATION, "dpo": PREFERENCE, "re
 def draw_all(folder: RunFolder) -> list[Curve]:
     """Draw every chart for which the run has at least two points of some line."""
     charts = CHARTS.get(str(folder.run.get("stage")), PREFERENCE)
-    return [curve for chart in charts if (curve := draw(folder, chart)) is not None]
+    told = [for_thumbs(chart) for chart in charts] if learned_from_thumbs(folder) else charts
+    return [curve for chart in told if (curve := draw(folder, chart)) is not None]
+
+
+def for_thumbs(chart: Chart) -> Chart:
+    """The chart in the words of a run that learned from thumbs."""
+    lines = tuple(
+        replace(line, label=line.label.replace("chosen", "thumb up").replace("rejected", "thumb down"))
+        for line in chart.lines
+    )
+    return replace(chart, lines=lines, reading=chart.of_thumbs or chart.reading)
 
 
 def draw(folder: RunFolder, chart: Chart) -> Curve | None:
-    """One chart as SVG without header, ids or fixed size; None if there is nothing to see."""
+    """One chart as SVG without header, ids or fixed size; None without points off its level."""
     series = [(line, *folder.series(line.metric)) for line in chart.lines]
     series = [(line, steps, values) for line, steps, values in series if len(values) > 1]
-    if not series:
+    if all(value == chart.level for _, _, values in series for value in values):
         return None
 
     def paint(axes: Any) -> None:

@@ -33,6 +33,11 @@ class RunFolder:
         return block if isinstance(block, Mapping) else {}
 
 
+def learned_from_thumbs(folder: RunFolder) -> bool:
+    """Whether the rows of a run were single answers with a thumb."""
+    return folder.part("data").get("kind") == "thumbs"
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a finite number (bool is not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")

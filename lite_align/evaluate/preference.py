@@ -23,7 +23,7 @@ from lite_align.evaluate.findings import (
     training_loss_rises,
     unmeasured,
 )
-from lite_align.evaluate.folder import Record, RunFolder, is_number
+from lite_align.evaluate.folder import Record, RunFolder, is_number, learned_from_thumbs
 from lite_align.evaluate.statistics import (
     Interval,
     accuracy,
@@ -40,6 +40,30 @@ PERFECT = 0.999
 PERFECT_ROWS = 5  # a single small batch is perfect by luck
 # A run of the small world that broke its text stood at 3.7 nats on answers of 25 tokens: 0.15 a token.
 DRIFT_PER_TOKEN = 0.15
+
+
+@dataclass(frozen=True)
+class Words:
+    """What held-out rows are called: the rows, what is counted of them, and their better answers."""
+
+    rows: str
+    preferred: str
+    chosen: str
+    rejected: str
+
+
+PAIRS = Words("pairs", " the chosen answer is preferred", "chosen answers", "rejected ones")
+THUMBS = Words(
+    "thumbs up, each against a thumb down",
+    ", the answer with the thumb up gained more",
+    "answers with a thumb up",
+    "those with a thumb down",
+)
+
+
+def words_for(folder: RunFolder) -> Words:
+    """The words for the rows of a run."""
+    return THUMBS if learned_from_thumbs(folder) else PAIRS
 
 
 @dataclass(frozen=True)
@@ -77,7 +101,7 @@ def judge(folder: RunFolder) -> PreferenceVerdict:
     details = _by_category(rows)
     return PreferenceVerdict(
         word=_word(figures),
-        sentences=_sentences(figures),
+        sentences=_sentences(figures, words_for(folder)),
         warnings=[text for check in CHECKS if (text := check(folder, figures)) is not None],
         figures=_figures(figures, folder.answers),
         headline=_headline(figures),
@@ -133,12 +157,14 @@ def _word(figures: HeldOut | None) -> Word:
     return "no evidence either way"
 
 
-def _sentences(figures: HeldOut | None) -> list[str]:
+def _sentences(figures: HeldOut | None, words: Words) -> list[str]:
     if figures is None:
-        return ["No held-out pairs were measured before and after, so nothing can be said about new prompts."]
+        return [
+            f"No held-out {words.rows} were measured before and after, so nothing can be said about new prompts."
+        ]
     known = figures.accuracy
     return [
-        f"On {figures.count:,} held-out pairs the chosen answer is preferred in {percent(known.value)} "
+        f"On {figures.count:,} held-out {words.rows}{words.preferred} in {percent(known.value)} "
         f"{bracket(known)}, before in {percent(figures.accuracy_before.value)}.",
         f"The margin grew in {percent(figures.improved.value)} of them {bracket(figures.improved)}; "
         f"in the mean it went from {figures.margin_before:.3g} to {figures.margin.value:.3g}.",
@@ -204,15 +230,19 @@ def _category_row(name: str, row: HeldOut) -> CategoryRow:
 def _small(folder: RunFolder, figures: HeldOut | None) -> str | None:
     if figures is None or figures.count >= SMALL_HELD_OUT:
         return None
-    return f"Only {figures.count} held-out pairs: small effects cannot show. Raise data.held_out or add data."
+    rows = words_for(folder).rows
+    return (
+        f"Only {figures.count} held-out {rows}: small effects cannot show. Raise data.held_out or add data."
+    )
 
 
 def _chosen_falls(folder: RunFolder, figures: HeldOut | None) -> str | None:
     if figures is None or figures.chosen.count < 2 or figures.chosen.high >= 0:
         return None
+    words = words_for(folder)
     return (
-        f"LA307: chosen answers became less likely, by {-figures.chosen.value:.2g} nats each in the mean; "
-        "where rejected ones fall more, margins grow all the same. A larger loss.sft_weight or loss.beta helps."
+        f"LA307: {words.chosen} became less likely, by {-figures.chosen.value:.2g} nats each in the mean; "
+        f"where {words.rejected} fall more, margins grow all the same. A larger loss.sft_weight or loss.beta helps."
     )
 
 
@@ -224,8 +254,9 @@ def _drift(folder: RunFolder, figures: HeldOut | None) -> str | None:
     per_token = abs(figures.chosen.value) * figures.chosen.count / total
     if per_token <= DRIFT_PER_TOKEN:
         return None
+    chosen = words_for(folder).chosen
     return (
-        f"The model is far from where it began: log-probs of chosen answers moved by {per_token:.2g} nats a "
+        f"The model is far from where it began: log-probs of {chosen} moved by {per_token:.2g} nats a "
         "token. Read the answers; a lower train.learning_rate or a larger loss.beta keeps it closer."
     )
 
@@ -238,7 +269,7 @@ def _perfect_early(folder: RunFolder, figures: HeldOut | None) -> str | None:
                 return None
             return (
                 f"Training accuracy was 1.0 from step {steps[i]:,.0f} of {steps[-1]:,.0f}: something easy tells "
-                "the pairs apart (length, style, a repeated answer). Look at them with lite-align check."
+                "the answers apart (length, style, a repeated answer). Look at them with lite-align check."
             )
     return None
 

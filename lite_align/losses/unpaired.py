@@ -145,3 +145,19 @@ def total(
     nll = -thumbs.policy / thumbs.lengths.clamp(min=1)
     sft_part = sft_weight * torch.where(thumbs.up, nll, torch.zeros_like(nll))
     return LossParts(part + sft_part, part, sft_part)
+
+
+def metrics(thumbs: ThumbLogps, beta: float, *, length_normalized: bool = False) -> dict[str, Tensor]:
+    """What is logged of B answers, (B,) each, without gradients.
+
+    `rewards` are β times log-ratios. `accuracies`: whether an answer gained more than the reference point if its thumb
+    is up, less if it is down; equal ones count as half a hit, so that a policy that equals its reference has 0.5.
+    """
+    scored = thumbs.per_token() if length_normalized else thumbs
+    gain = (scored.ratio() - scored.zero).detach()
+    right = torch.where(thumbs.up, gain, -gain)
+    return {
+        "rewards": beta * scored.ratio().detach(),
+        "accuracies": (torch.sign(right) + 1) / 2,
+        "logps": thumbs.policy.detach(),
+    }

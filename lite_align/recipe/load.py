@@ -180,6 +180,21 @@ def resolve_auto(resolved: Resolved[AnyRecipe], key: str, value: object, reason:
     return replace(resolved, recipe=recipe, provenance={**resolved.provenance, key: f"auto: {reason}"})
 
 
+def fill_options(
+    resolved: Resolved[AnyRecipe], key: str, values: Mapping[str, object], reason: str
+) -> Resolved[AnyRecipe]:
+    """Fill entries of a setting that maps names to values, where a person chose none of them."""
+    nested = to_dict(resolved.recipe)
+    block, _, name = key.partition(".")
+    if nested[block][name].keys() & values.keys():
+        return resolved
+    nested[block][name] |= values
+    recipe = cast(AnyRecipe, type(resolved.recipe).model_validate(nested))
+    origin = resolved.provenance.get(key, "default")
+    told = f"auto: {reason}" if origin == "default" else f"{origin}, auto: {reason}"
+    return replace(resolved, recipe=recipe, provenance={**resolved.provenance, key: told})
+
+
 def inherit(
     resolved: Resolved[AnyRecipe],
     must: Mapping[str, object],

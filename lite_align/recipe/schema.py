@@ -111,6 +111,16 @@ class DataOptions(Block):
     )
 
 
+class PairDataOptions(DataOptions):
+    """Which rows are read, and which of them are left out."""
+
+    pair_thumbs: bool = Field(
+        default=False,
+        description="Rows with a thumb: make pairs where a prompt has both.",
+        json_schema_extra=REFUSE,
+    )
+
+
 class LoraOptions(Block):
     """Shape of the trained adapter."""
 
@@ -363,9 +373,10 @@ class WithoutDropout(Block):
 
 
 class DPORecipe(WithoutDropout):
-    """Preference training on pairs of a chosen and a rejected answer."""
+    """Preference training on pairs of a chosen and a rejected answer, or on answers with a thumb."""
 
     stage: Literal["dpo"] = "dpo"
+    data: PairDataOptions = PairDataOptions()  # pyright: ignore[reportIncompatibleVariableOverride]
     loss: LossOptions = LossOptions()
     train: TrainOptions = TrainOptions()
     speed: SpeedOptions = SpeedOptions()
@@ -375,6 +386,7 @@ class RewardRecipe(WithoutDropout):
     """Reward model on pairs of a chosen and a rejected answer."""
 
     stage: Literal["reward"] = "reward"
+    data: PairDataOptions = PairDataOptions()  # pyright: ignore[reportIncompatibleVariableOverride]
     loss: RewardLossOptions = RewardLossOptions()
     train: TrainOptions = TrainOptions()
     speed: SpeedOptions = SpeedOptions()

@@ -4,18 +4,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lite_align.data import formats, lint, sources
+from lite_align.data.formats.thumbs import TRAIN_AS_THEY_ARE
 from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Rendered, Row, Tree
 from lite_align.errors import DataError, UserError
 from lite_align.recipe import DPORecipe, Resolved
 from lite_align.stages import rows
 from lite_align.stages.pairs import PAIRS
+from lite_align.stages.thumbs import THUMBS
 from lite_align.view import View
 
 if TYPE_CHECKING:
     from lite_align.data.render import Renderer
+
+KINDS: dict[str, rows.Kind[Any]] = {"pair": PAIRS, "rated": THUMBS}
+"""Rows that are checked as they are trained."""
+
+NEXT = {"pair": "", "rated": f" {TRAIN_AS_THEY_ARE}"}
+"""What lite-align dpo wants to hear besides the file."""
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _EXCERPT = 300
@@ -48,10 +56,10 @@ def check(recipe: DPORecipe, view: View, *, show: int = 0, fix: Path | None = No
         raise UserError(f"{fix} exists already", remedy="Give --fix the name of a new file.")
     content = examine(recipe, mend=fix is not None)
     _show_content(content, view)
-    pairs = [row for row in content.rows if isinstance(row, Pair)]
+    kind = KINDS.get(content.detection.kind)
     dropped = dict(content.dropped)
-    if pairs and recipe.model.name != "auto":
-        dropped |= _show_tokens(recipe, pairs, view, show)
+    if kind is not None and content.rows and recipe.model.name != "auto":
+        dropped |= _show_tokens(kind, recipe, content.rows, view, show)
     else:
         _show_words(content.rows, view)
         if show:
@@ -73,10 +81,10 @@ def examine(recipe: DPORecipe, *, mend: bool) -> Content:
         rows, unreadable = formats.try_convert(table, detection, mapping=options.map)
     else:
         rows = formats.convert(table, detection, mapping=options.map)
-    pairs = [row for row in rows if isinstance(row, Pair)]
-    if not pairs:
+    kind = KINDS.get(detection.kind)
+    if kind is None:
         return Content(table, detection, rows, unreadable, {}, [])
-    checked = lint.lint_pairs(pairs)
+    checked = kind.lint([row for row in rows if isinstance(row, kind.row)])
     return Content(table, detection, checked.kept, unreadable, checked.dropped, checked.warnings)
 
 
@@ -137,8 +145,10 @@ def _excerpt(value: object) -> str:
     return text if len(text) <= _EXCERPT else text[:_EXCERPT] + " …"
 
 
-def _show_tokens(recipe: DPORecipe, pairs: Sequence[Pair], view: View, show: int) -> rows.Dropped:
-    """Render every pair with the model's template; show lengths, what does not fit, and the first rows."""
+def _show_tokens(
+    kind: rows.Kind[Any], recipe: DPORecipe, read: Sequence[Row], view: View, show: int
+) -> rows.Dropped:
+    """Render every row with the model's template; show lengths, what does not fit, and the first rows."""
     from lite_align.data.render import Renderer
     from lite_align.model import folder, load
     from lite_align.stages import session
@@ -147,19 +157,19 @@ def _show_tokens(recipe: DPORecipe, pairs: Sequence[Pair], view: View, show: int
     trusted = options.model.name == folder.TINY
     tokenizer = load.load_tokenizer(options.model)
     renderer = Renderer(tokenizer, trusted=trusted)
-    rendered = rows.render(PAIRS, pairs, renderer, options.data)
+    rendered = rows.render(kind, read, renderer, options.data)
     view.section("template", *renderer.describe())
     longest = [len(tree.root) + max(len(leaf.ids) for leaf in tree.leaves) for tree in rendered.trees]
     if longest:
-        view.section("lengths", *histogram(longest, "tokens in the longer answer with its prompt"))
+        view.section("lengths", *histogram(longest, "tokens in the longest answer with its prompt"))
     if rendered.shortened:
         view.warn(f"{rendered.shortened} (data.max_length {options.data.max_length:,}).")
     _show_left_out(rendered.dropped, view)
     if rendered.trees and show:
         view.legend()
-    for pair, tree, turns in list(zip(rendered.rows, rendered.trees, rendered.turns_dropped))[:show]:
-        show_tree(PAIRS, renderer, pair, tree, view, turns_dropped=turns)
-    rows.refuse_forged(PAIRS, rendered.rows, tokenizer, options.data.accept)
+    for row, tree, turns in list(zip(rendered.rows, rendered.trees, rendered.turns_dropped))[:show]:
+        show_tree(kind, renderer, row, tree, view, turns_dropped=turns)
+    rows.refuse_forged(kind, rendered.rows, tokenizer, options.data.accept)
     return rendered.dropped
 
 
@@ -179,7 +189,7 @@ def show_tree(
         turns_dropped: prompt turns that did not fit; they are struck through.
         limit: characters of each stretch that are shown; None shows all.
     """
-    view.section(kind.noun.removesuffix("s"), str(row.source))
+    view.section(kind.noun.removesuffix("s"), " · ".join(filter(None, (str(row.source), kind.about(row)))))
     cut = [(f"{turn.role}: {turn.content}\n", "cut") for turn in kind.prompt(row)[:turns_dropped]]
     root = renderer.spans(Rendered(tree.root, tree.root_trained))
     view.token_row("prompt", _clipped([*cut, *root], limit))
@@ -254,12 +264,12 @@ def _conclude(
             raise DataError(f"{data} has no usable row", remedy="Nothing was written.")
         lint.write_rows(lint.clean_rows(content.table, left_out), fix)
         view.section("saved", f"{fix} · {text}")
-        view.section("next", f"lite-align dpo {fix}")
+        view.section("next", f"lite-align dpo {fix}{NEXT.get(content.detection.kind, '')}")
         return
     total, most = len(content.table.rows), recipe.data.max_dropped
     error = lint.too_many_dropped(lost, total, most, file=data)
     if error is not None:
         raise error
     view.section("verdict", f"This run would learn from {text}.")
-    if content.detection.kind == "pair":
-        view.section("next", f"lite-align dpo {data}")
+    if content.detection.kind in NEXT:
+        view.section("next", f"lite-align dpo {data}{NEXT[content.detection.kind]}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lite_align.data import forest
 from lite_align.data.types import Pair, Tree
-from lite_align.errors import RecipeError, TrainingStopped
+from lite_align.errors import TrainingStopped
 from lite_align.losses import catalogue, preference
 from lite_align.losses.pairs import PairLogps
 from lite_align.model.backbone import Backbone, Role
@@ -241,7 +241,7 @@ class DPO:
         ):
             for row, length in zip(differences, lengths, strict=True):
                 if not all(d <= tolerance(self.backbone.dtype, n) for d, n in zip(row, length)):
-                    raise _not_the_reference(max(row))
+                    raise not_the_reference(max(row))
                 worst = max(worst, *row)
             loss += loss_here
         expected = self.objective.at_zero(self.options)
@@ -261,8 +261,6 @@ class DPO:
 def loss_options(recipe: DPORecipe) -> dict[str, float]:
     """All options of the recipe's loss, checked against its signature; RecipeError lists every mistake."""
     objective = catalogue.find(recipe.loss.name)
-    if objective.rows != "pairs":
-        raise RecipeError(f"{objective.name} learns from thumbs, which this version does not train yet")
     given: dict[str, object] = dict(recipe.loss.options)
     if "beta" in objective.options.model_fields and recipe.loss.beta != "auto":
         given["beta"] = recipe.loss.beta
@@ -270,7 +268,8 @@ def loss_options(recipe: DPORecipe) -> dict[str, float]:
     return catalogue.options_for(recipe.loss.name, given, length_normalized=recipe.loss.length_normalized)
 
 
-def _not_the_reference(difference: float) -> TrainingStopped:
+def not_the_reference(difference: float) -> TrainingStopped:
+    """The error for a log-prob that differs by so many nats before step 1."""
     return TrainingStopped(
         f"The policy does not start at its reference: a log-prob differs by {difference:.3g} nats before step 1.",
         remedy="Nothing was trained. Run lite-align doctor; if it finds nothing, please report it with the model.",

@@ -55,7 +55,7 @@ def prepare(
         examples, dropped = render(kind, read, recipe, renderer, view)
     resolved = session.settle_held_out(resolved, len(examples))
     train, held_out = split(kind, examples, resolved.recipe, renderer)
-    resolved = procedure.settle(resolved)
+    resolved = procedure.settle(resolved, train)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
     total = session.total_steps(resolved.recipe, len(train))
     amount = resources.Amount.of(
@@ -65,6 +65,7 @@ def prepare(
         examples=len(train),
         steps=total,
         has_reference=procedure.has_reference,
+        scores_mismatched=procedure.scores_mismatched,
     )
     resolved, forecast = resources.settle(resolved, amount, machine)
     hashes = {
@@ -208,6 +209,7 @@ def data_record(prepared: Prepared[Any]) -> dict[str, Any]:
     return {
         "name": table.name,
         "format": detection.name,
+        "kind": prepared.kind.noun,
         "share": detection.share,
         "rows": len(table.rows),
         "kept": len(prepared.train) + len(prepared.held_out),

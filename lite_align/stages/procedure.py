@@ -78,11 +78,13 @@ class Procedure(ABC, Generic[RowT]):
         stage: its name: "dpo".
         role: that is trained.
         has_reference: whether what is trained is measured against REFERENCE.
+        scores_mismatched: whether every step also scores as many answers under prompts that are not theirs.
     """
 
     stage: str
     role: Role = Role.POLICY
     has_reference: bool = False
+    scores_mismatched: bool = False
 
     @abstractmethod
     def kind(self, recipe: Any) -> rows.Kind[RowT]:
@@ -91,8 +93,8 @@ class Procedure(ABC, Generic[RowT]):
     def check(self, recipe: Any) -> None:
         """Raise RecipeError for mistakes that can be told before the data are read."""
 
-    def settle(self, resolved: Resolved[Any]) -> Resolved[Any]:
-        """Fill "auto" settings that depend on others of this stage, before those of the model's size."""
+    def settle(self, resolved: Resolved[Any], examples: Sequence[tuple[RowT, Tree]]) -> Resolved[Any]:
+        """Fill settings that depend on others of this stage or on what is trained, before those of the model's size."""
         return resolved
 
     def trees(self, recipe: Any, examples: Sequence[tuple[RowT, Tree]]) -> list[Tree]:

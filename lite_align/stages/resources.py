@@ -43,6 +43,8 @@ class Amount:
         steps: of the whole run.
         evaluations: passes over the held-out examples.
         has_reference: whether all trees go through the reference once.
+        scores_mismatched: whether every step scores as many mismatched answers too, without gradients, and so does the
+            reference.
     """
 
     train: Sequence[flops.Work]
@@ -52,6 +54,7 @@ class Amount:
     steps: int
     evaluations: int
     has_reference: bool
+    scores_mismatched: bool = False
 
     @classmethod
     def of(
@@ -63,13 +66,14 @@ class Amount:
         examples: int,
         steps: int,
         has_reference: bool,
+        scores_mismatched: bool = False,
     ) -> "Amount":
         """What a run works on: its trees as they are computed, which hold so many training examples."""
         every = options.eval_steps
         assert every != "auto"
         evaluations = -(-steps // (every or steps))
         works = ([work_of(tree) for tree in train], [work_of(tree) for tree in held_out])
-        return cls(*works, examples, options.batch_size, steps, evaluations, has_reference)
+        return cls(*works, examples, options.batch_size, steps, evaluations, has_reference, scores_mismatched)
 
     @property
     def longest(self) -> int:
@@ -239,9 +243,17 @@ def seconds(size: Sizes, layout: Layout, amount: Amount, rate: Rate) -> float:
     if amount.has_reference:
         operations += flops.forward(size, train + held_out, rank=0)
     operations += amount.evaluations * flops.forward(size, held_out, rank=rank)
+    if amount.scores_mismatched:
+        operations += amount.epochs * (
+            flops.forward(size, train, rank=rank) + flops.forward(size, train, rank=0)
+        )
+        operations += amount.evaluations * flops.forward(size, held_out, rank=rank)
     passes = max(amount.steps, amount.epochs * train.tokens / layout.tokens)
     once = (train.tokens + held_out.tokens) * amount.has_reference
-    without_gradient = (once + amount.evaluations * held_out.tokens) / layout.tokens
+    evaluated = amount.evaluations * held_out.tokens
+    if amount.scores_mismatched:
+        evaluated += 2 * amount.epochs * train.tokens + evaluated
+    without_gradient = (once + evaluated) / layout.tokens
     unpacked = passes * (2 + layout.recomputed / size.layers) + without_gradient
     return operations / rate.operations / SHARE[layout.device] + unpacked * rate.unpacking
 

@@ -8,7 +8,7 @@ from lite_align.data import formats, lint, sources, split
 from lite_align.data.formats.detection import Wanted
 from lite_align.data.types import Conversation, Rendered, Row, Tree
 from lite_align.errors import DataError
-from lite_align.recipe import DataOptions
+from lite_align.recipe import DataOptions, PairDataOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +50,7 @@ class Kind(Generic[RowT]):
         texts: all texts of a row.
         sequences: each row as tokens, or why it cannot be used.
         answers: what each sequence of a row is, for people.
+        about: what else a person should know of a row that is shown.
         every_pair: whether a ranking of several answers gives all of its pairs, or the best against the worst.
         marked: what is done with the tokens that are shown in colour.
     """
@@ -62,6 +63,7 @@ class Kind(Generic[RowT]):
     texts: Callable[[RowT], Iterable[str]]
     sequences: Callable[["Renderer", Sequence[RowT], DataOptions], "Sequence[Sequences | Unusable]"]
     answers: tuple[str, ...]
+    about: Callable[[RowT], str] = lambda row: ""
     every_pair: bool = False
     marked: str = "trained"
 
@@ -113,7 +115,13 @@ def read(kind: Kind[RowT], options: DataOptions, path: str) -> ReadRows[RowT]:
         DataError: rows that cannot be read or converted, all of them at once.
     """
     table = sources.read(path, skip_bad=options.skip_bad)
-    detection = formats.detect(table, wanted=kind.wanted, format=options.format, mapping=options.map)
+    detection = formats.detect(
+        table,
+        wanted=kind.wanted,
+        format=options.format,
+        mapping=options.map,
+        pair_thumbs=isinstance(options, PairDataOptions) and options.pair_thumbs,
+    )
     rows = formats.convert(table, detection, mapping=options.map, every_pair=kind.every_pair)
     checked = kind.lint([row for row in rows if isinstance(row, kind.row)])
     return ReadRows(table, detection, checked.kept, checked.dropped, checked.warnings)

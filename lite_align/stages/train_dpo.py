@@ -14,47 +14,28 @@ from lite_align.recipe import DPORecipe, Resolved, resolve_auto
 from lite_align.stages import answers, passes, reference, rows
 from lite_align.stages.dpo import DPO, PairSet, loss_options
 from lite_align.stages.pairs import PAIRS
-from lite_align.stages.procedure import Prepared, Procedure
+from lite_align.stages.procedure import Prepared, Procedure, RowT
 from lite_align.train.faults import TokenBudget
 from lite_align.train.run import Run
 from lite_align.view import View
 
 
-class DPOProcedure(Procedure[Pair]):
-    """Preference training on pairs."""
+class PreferenceProcedure(Procedure[RowT]):
+    """What training against a reference has in common, whether on pairs or on thumbs."""
 
     stage = "dpo"
     has_reference = True
-
-    def kind(self, recipe: DPORecipe) -> rows.Kind[Pair]:
-        """Pairs."""
-        return PAIRS
 
     def check(self, recipe: DPORecipe) -> None:
         """Check the options of the loss."""
         loss_options(recipe)
 
-    def settle(self, resolved: Resolved[DPORecipe]) -> Resolved[DPORecipe]:
-        """Fill the beta of a loss without a reference: it has a meaning of its own and no default by size."""
-        objective = catalogue.find(resolved.recipe.loss.name)
-        if objective.needs_reference:
-            return resolved
-        default = objective.defaults["beta"]
-        return resolve_auto(resolved, "loss.beta", default, f"the default of {objective.name}")
-
-    def plan(self, prepared: Prepared[Pair]) -> str:
+    def plan(self, prepared: Prepared[RowT]) -> str:
         """Loss and beta."""
         loss = prepared.recipe.loss
         return f"{loss.name} · beta {loss.beta:g}"
 
-    def build(
-        self, backbone: Backbone, prepared: Prepared[Pair], run: Run, budget: TokenBudget, view: View
-    ) -> DPO:
-        """Compute the reference log-probs and make the stage."""
-        train, held_out = pair_sets(backbone, prepared, budget, view)
-        return DPO(backbone, prepared.recipe, train, held_out, budget=budget)
-
-    def prove(self, stage: DPO, run: Run, view: View) -> None:
+    def prove(self, stage: Any, run: Run, view: View) -> None:
         """Show that the policy starts at its reference, or stop."""
         proof = stage.prove_start()
         record = run.record["reference"]
@@ -71,6 +52,39 @@ class DPOProcedure(Procedure[Pair]):
             note="ok",
         )
 
+    def show(self, found: Verdict, run: Run, view: View) -> None:
+        """A few answers."""
+        answers.show(read(run.path).answers, view)
+
+    def next(self, folder: Path) -> str:
+        """Talk to it."""
+        return f"lite-align chat {folder}"
+
+
+class DPOProcedure(PreferenceProcedure[Pair]):
+    """Preference training on pairs."""
+
+    def kind(self, recipe: DPORecipe) -> rows.Kind[Pair]:
+        """Pairs."""
+        return PAIRS
+
+    def settle(
+        self, resolved: Resolved[DPORecipe], examples: Sequence[tuple[Pair, Tree]]
+    ) -> Resolved[DPORecipe]:
+        """Fill the beta of a loss without a reference: it has a meaning of its own and no default by size."""
+        objective = catalogue.find(resolved.recipe.loss.name)
+        if objective.needs_reference:
+            return resolved
+        default = objective.defaults["beta"]
+        return resolve_auto(resolved, "loss.beta", default, f"the default of {objective.name}")
+
+    def build(
+        self, backbone: Backbone, prepared: Prepared[Pair], run: Run, budget: TokenBudget, view: View
+    ) -> DPO:
+        """Compute the reference log-probs and make the stage."""
+        train, held_out = pair_sets(backbone, prepared, budget, view)
+        return DPO(backbone, prepared.recipe, train, held_out, budget=budget)
+
     def measure(self, stage: DPO, prepared: Prepared[Pair], run: Run, view: View) -> None:
         """Held-out pairs and answers, before and after."""
         run.write_rows("held_out.jsonl", held_out_rows(stage))
@@ -79,13 +93,29 @@ class DPOProcedure(Procedure[Pair]):
         )
         run.write_rows("answers.jsonl", told)
 
-    def show(self, found: Verdict, run: Run, view: View) -> None:
-        """A few answers."""
-        answers.show(read(run.path).answers, view)
 
-    def next(self, folder: Path) -> str:
-        """Talk to it."""
-        return f"lite-align chat {folder}"
+def reference_logps(
+    backbone: Backbone,
+    prepared: Prepared[RowT],
+    trees: Sequence[Tree],
+    budget: TokenBudget,
+    view: View,
+    *,
+    what: str,
+) -> list[tuple[float, ...]]:
+    """Reference log-probs of trees, from the cache or computed now, eight of them checked; `what` names the trees."""
+    if not trees:
+        return []
+    cache = reference.ReferenceCache(cache_root() / "reference", backbone.reference_identity())
+    values, hits = reference.fill(backbone, trees, cache, budget=budget, view=view)
+    worst = reference.verify(backbone, trees, values, seed=prepared.recipe.train.seed, budget=budget)
+    whose = f"the adapter of {prepared.parent.name}, frozen" if prepared.parent else "the base, adapters off"
+    view.section(
+        "reference",
+        f"{whose} · {hits:,} of {len(trees):,} {what} from the cache · "
+        f"{min(reference.CHECKED_ROWS, len(trees))} checked, at most {worst:.1e} nats apart",
+    )
+    return values
 
 
 def pair_sets(
@@ -101,19 +131,7 @@ def pair_sets(
     pairs, trees = columns(prepared.train, share_prompts=share)
     held_pairs, held_trees = columns(prepared.held_out, share_prompts=share)
     measured = [*trees, *held_trees] if needs else held_trees
-    values: list[tuple[float, ...]] = []
-    if measured:
-        cache = reference.ReferenceCache(cache_root() / "reference", backbone.reference_identity())
-        values, hits = reference.fill(backbone, measured, cache, budget=budget, view=view)
-        worst = reference.verify(backbone, measured, values, seed=recipe.train.seed, budget=budget)
-        what = (
-            f"the adapter of {prepared.parent.name}, frozen" if prepared.parent else "the base, adapters off"
-        )
-        view.section(
-            "reference",
-            f"{what} · {hits:,} of {len(measured):,} pairs from the cache · "
-            f"{min(reference.CHECKED_ROWS, len(measured))} checked, at most {worst:.1e} nats apart",
-        )
+    values = reference_logps(backbone, prepared, measured, budget, view, what="pairs")
     train_values = values[: len(trees)] if needs else None
     held_out_values = values[len(trees) :] if needs else values
     return PairSet.of(pairs, trees, train_values), PairSet.of(held_pairs, held_trees, held_out_values)

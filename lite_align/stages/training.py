@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from lite_align.errors import RecipeError, TrainingStopped
 from lite_align.evaluate import report, verdict
+from lite_align.losses import catalogue
 from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import fingerprint, locate
@@ -17,6 +18,7 @@ from lite_align.stages.command import CommandOptions
 from lite_align.stages.prepare import data_record, prepare, show_plan
 from lite_align.stages.procedure import Prepared, Procedure, Stage
 from lite_align.stages.train_dpo import DPOProcedure
+from lite_align.stages.train_kto import KTOProcedure
 from lite_align.stages.train_reward import RewardProcedure
 from lite_align.stages.train_sft import SFTProcedure
 from lite_align.train.engine import Engine
@@ -85,12 +87,18 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
 
 
 def procedure_of(recipe: Any) -> Procedure[Any]:
-    """The procedure of a recipe's stage; RecipeError if this version has none."""
+    """What the verb of a recipe does: preference training by what the loss learns from.
+
+    Raises:
+        RecipeError: the stage is not built yet, or there is no such loss.
+    """
     if recipe.stage not in PROCEDURES:
         raise RecipeError(
             f"The stage {recipe.stage} is not part of this version",
             remedy=f"These are: {', '.join(PROCEDURES)}.",
         )
+    if recipe.stage == "dpo" and catalogue.find(recipe.loss.name).rows == "thumbs":
+        return KTOProcedure(scores_mismatched=catalogue.find(recipe.loss.name).needs_zero)
     return PROCEDURES[recipe.stage]
 
 

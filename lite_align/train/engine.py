@@ -5,7 +5,7 @@ kernels. The loss is weighted over the whole optimiser step: how examples fall i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lite_align.errors import TrainingStopped
 from lite_align.recipe import TrainOptions
-from lite_align.train.metrics import Sums, means
+from lite_align.train.metrics import Counted, Sums, means
 
 
 class MicroBatch(Protocol):
@@ -42,11 +42,11 @@ class Loss:
     Args:
         total: scalar with a graph, summed (not averaged) over the examples, each times its weight.
         sums: scalars to log, summed over what they are means of.
-        count: how many that were: examples, or the trained tokens of the examples.
+        count: how many that were: examples, or the trained tokens of the examples; a sum may come with its own.
     """
 
     total: Tensor
-    sums: dict[str, Tensor]
+    sums: Mapping[str, Tensor | Counted]
     count: int
 
 
@@ -178,7 +178,7 @@ class Engine(Generic[BatchT]):
         """
         gradient = self.parameters.gradient
         gradient.zero_()
-        losses: list[tuple[dict[str, Tensor], int]] = []
+        losses: list[tuple[Mapping[str, Tensor | Counted], int]] = []
         for batch in window.batches:
             self.phase = "forward"
             loss = loss_of(batch)

@@ -409,6 +409,50 @@ def test_ties_alone_for_a_reward_model(place):
     assert "5 of 5 rows (100.0%)" in place.refused(place.rows(rows), verb="reward")
 
 
+# Thumbs.
+
+THUMBS = [
+    {"prompt": f"Question {n % 6}?", "completion": f"Answer {n}.", "label": n % 3 != 0} for n in range(12)
+]
+
+
+def test_thumbs_without_a_word_on_how_to_use_them(place):
+    """Labels go by n mod 3, prompts by n mod 6: no prompt has both. Two more rows give two prompts both."""
+    error = place.refused(place.rows(THUMBS))
+    assert "holds 12 thumbs (8 up, 4 down), not pairs; none of its 6 prompts has both" in error
+    assert "--set loss.name=kto trains on them as they are" in error
+    more = [
+        {"prompt": "Question 0?", "completion": "Yes.", "label": 1},
+        {"prompt": "Question 1?", "completion": "No.", "label": 0},
+    ]
+    error = place.refused(place.rows([*THUMBS, *more]))
+    assert "2 prompts have both: --set data.pair_thumbs=true makes 2 pairs" in error
+
+
+@pytest.mark.parametrize(
+    ("rows", "sets", "words"),
+    [
+        ([dict(row, label=True) for row in THUMBS], [], ["LA309", "all 12 thumbs", "lite-align sft"]),
+        ([dict(row, label=False) for row in THUMBS], [], ["LA309", "less likely"]),
+        ([*THUMBS, dict(THUMBS[0], label=True)], [], ["LA302 duplicate or contradicting: 2", "of 13 rows"]),
+        ([dict(row, completion=" ") for row in THUMBS], [], ["LA303 empty: 12"]),
+        ([*THUMBS, dict(THUMBS[0], label="maybe")], [], ["rows.jsonl:13", "label"]),
+        (THUMBS, ["data.pair_thumbs=true"], ["trains on thumbs as they are", "Leave one of the two out"]),
+        (THUMBS, ["loss.label_smoothing=0.1"], ["kto has no option label_smoothing"]),
+        (THUMBS, ["loss.options.undesirable_weight=-1"], ["undesirable_weight", "greater than 0"]),
+        (
+            [dict(row, prompt="Hi") for row in THUMBS],
+            ["data.held_out=0"],
+            ["at least two prompts", "apo_zero_unpaired"],
+        ),
+    ],
+)
+def test_thumbs_that_cannot_be_learned_from(place, rows, sets, words):
+    arguments = [argument for text in ("loss.name=kto", *sets) for argument in ("--set", text)]
+    error = place.refused(place.rows(rows), *arguments)
+    assert all(word in error for word in words), error
+
+
 # Conversations.
 
 

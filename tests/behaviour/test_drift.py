@@ -33,6 +33,7 @@ CHANGES: dict[str, object] = {
     "data.skip_bad": 1,
     "data.accept": ["LA305"],
     "data.truncate": "never",
+    "data.pair_thumbs": True,
     "lora.rank": 8,
     "lora.alpha": 8.0,
     "lora.dropout": 0.1,

@@ -92,6 +92,22 @@ def test_a_reward_run_stopped_and_resumed_equals_uninterrupted(job, stop) -> Non
         again.assert_equals(whole)
 
 
+def test_a_run_on_thumbs_goes_on_exactly(job, stop) -> None:
+    """20 trained thumbs in steps of 7: blocks are cut by the end of a step, and every step has its reference point."""
+    settings = {"loss__name": "kto", "train__batch_size": 7}
+    whole = job("whole", **settings)
+    whole.train()
+    assert whole.record()["data"]["kind"] == "thumbs"
+    for at in (1, 5):
+        again = job(f"stopped-{at}", **settings)
+        stop(at, crash)
+        with pytest.raises(Stopped):
+            again.train()
+        stop(0, crash)
+        again.train(resume=True)
+        again.assert_equals(whole)
+
+
 def test_stopped_after_every_step(job, stop) -> None:
     """Each process makes one step; saved at every step, so none is made twice."""
     whole = job("whole", train__save_steps=1)

@@ -8,12 +8,13 @@ from lite_align.data.lint import (
     clean_rows,
     lint_chats,
     lint_pairs,
+    lint_rated,
     too_many_dropped,
     write_rows,
 )
 from lite_align.data.sources import RawTable, read
-from lite_align.data.types import Chat, Message, Pair, Source
-from lite_align.errors import UserError
+from lite_align.data.types import Chat, Message, Pair, Rated, Source
+from lite_align.errors import DataError, UserError
 
 
 def pair(line: int, prompt: str = "p", chosen: str = "c", rejected: str = "r", **more) -> Pair:
@@ -184,3 +185,89 @@ def test_conversations_that_the_assistant_opens_and_one_large_category_are_told(
     assert found["LA205"].startswith("1 conversation begins with the assistant")
     assert found["LA205"].endswith("f.jsonl:20")
     assert found["LA306"] == "82% of conversations are of one of 2 categories: web"
+
+
+# Answers with a thumb.
+
+
+def thumb(line: int, prompt: str = "p", answer: str = "a", up: bool = True, **more) -> Rated:
+    return Rated(
+        Source("f.jsonl", line),
+        prompt=(Message("user", prompt),),
+        answer=(Message("assistant", answer),),
+        label=up,
+        **more,
+    )
+
+
+def rated_reasons(*rated: Rated) -> dict[str, list[str]]:
+    return {rule: [str(row) for row in rows] for rule, rows in lint_rated(rated).dropped.items()}
+
+
+def test_thumbs_that_are_empty_repeated_or_both_are_left_out():
+    rows = [
+        thumb(1, answer="x"),
+        thumb(2, answer=" x\n", up=False),
+        thumb(3, "q"),
+        thumb(4, "q"),
+        thumb(5, "q", "b", up=False),
+        thumb(6, answer=" "),
+        thumb(7, "r"),
+    ]
+    assert rated_reasons(*rows) == {
+        "LA302": [
+            "f.jsonl:1 has the answer to which f.jsonl:2 gives a thumb down, for the same prompt",
+            "f.jsonl:2 has the answer to which f.jsonl:1 gives a thumb up, for the same prompt",
+            "f.jsonl:4 repeats f.jsonl:3",
+        ],
+        "LA303": ["f.jsonl:6 the answer is empty"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("up", "words"), [(True, ["up", "likelier", "sft"]), (False, ["down", "less likely"])]
+)
+def test_one_thumb_alone_cannot_be_learned_from(up, words):
+    with pytest.raises(DataError, match=r"LA309: all 3 thumbs in f.jsonl are") as caught:
+        lint_rated([thumb(n, f"p{n}", up=up) for n in range(3)])
+    assert all(word in f"{caught.value.what} {caught.value.remedy}" for word in words)
+    assert lint_rated([]).kept == []
+
+
+def test_thumbs_that_follow_length_are_told():
+    """Ups of 4 characters against downs of 1 (15 rows) and of 9 (5 rows): longer in 3 of 4 comparisons."""
+    rows = [thumb(n, f"p{n}", "aaaa") for n in range(20)]
+    rows += [thumb(n, f"p{n}", "b" if n < 35 else "b" * 9, up=False) for n in range(20, 40)]
+    [finding] = lint_rated(rows).warnings
+    assert finding.rule == "LA305"
+    assert "is longer than one with a thumb down in 75% of comparisons (by +1 characters" in finding.text
+    assert lint_rated(rows[1:]).warnings == []  # 19 thumbs up say nothing
+
+
+def test_thumbs_on_echoes_and_on_one_category_are_told():
+    rows = [thumb(n, f"p{n}", up=bool(n % 2), category="web" if n < 18 else "books") for n in range(20)]
+    assert [f.text for f in lint_rated(rows).warnings] == ["90% of thumbs are of one of 2 categories: web"]
+    echo = lint_rated([thumb(3, "What is a fruit?", "What is a fruit? Apple."), thumb(4, up=False)]).warnings
+    assert [(f.rule, f.text) for f in echo] == [
+        ("LA106", "1 answer begins with the prompt itself: f.jsonl:3")
+    ]
+
+
+RATED = st.lists(
+    st.tuples(st.sampled_from("pq"), st.sampled_from(["a", "b", " a", ""]), st.booleans()), max_size=12
+).map(
+    lambda rows: [
+        *(thumb(line, *row) for line, row in enumerate(rows, 1)),
+        thumb(98, "r"),
+        thumb(99, "s", up=False),
+    ]
+)
+
+
+@given(RATED)
+def test_linting_thumbs_twice_is_linting_once(rated):
+    once = lint_rated(rated)
+    twice = lint_rated(once.kept)
+    assert (twice.kept, twice.dropped) == (once.kept, {})
+    assert len(once.kept) + sum(once.counts.values()) == len(rated)
+    assert set(once.dropped) <= set(RULES)

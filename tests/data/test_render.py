@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from lite_align.data.render import PairTokens, Renderer, Unusable
+from lite_align.data.render import AnswerTokens, PairTokens, Renderer, Unusable
 from lite_align.data.types import Conversation, Message, Pair, Rendered, Source
 from lite_align.errors import DataError, ModelError
 from tests.data import families
@@ -433,3 +433,22 @@ def test_spans_show_every_character_once_and_whole(renderers):
 def test_describe_names_the_stop_tokens_and_the_template(renderers):
     renderer, _ = renderers["phi"]
     assert renderer.describe() == [f"template {renderer.template_sha256[:12]} · stops at </s> <|end|>"]
+
+
+def test_one_answer_is_rendered_and_shortened_as_an_answer_of_a_pair(renderers):
+    renderer, _ = next(iter(renderers.values()))
+    prompt = turns("dog", "cat", "fox dog", "lazy", "hello")
+    full = pair(prompt, "quick brown fox", "dog")
+    whole = renderer.pair(full, 1000)
+    assert isinstance(whole, PairTokens)
+    (alone,) = renderer.answers([(prompt, (full.chosen,))], 1000)
+    assert alone == AnswerTokens((whole.chosen,), 0)
+    limit = len(whole.chosen.ids) - 1
+    shorter = renderer.pair(full, limit)
+    assert isinstance(shorter, PairTokens)
+    assert renderer.answers([(prompt, (full.chosen,))], limit) == [
+        AnswerTokens((shorter.chosen,), shorter.turns_dropped)
+    ]
+    (refused,) = renderer.answers([(prompt, (full.chosen,))], limit, drop_turns=False)
+    assert isinstance(refused, Unusable)
+    assert (refused.reason, "of the answer)" in refused.detail) == ("too_long", True)

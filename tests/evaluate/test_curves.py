@@ -13,7 +13,12 @@ from lite_align.evaluate.folder import read
 def test_a_run_is_drawn_twice_alike_and_each_chart_is_described(build: Callable[..., Path]) -> None:
     folder = read(build())
     curves = draw_all(folder)
-    assert [c.title for c in curves] == [c.title for c in PREFERENCE if c.title != "Answer length"]
+    unseen = (
+        "Answer length",
+        "Token accuracy",
+        "Reference point",
+    )  # a dpo run without lengths has no lines of these
+    assert [c.title for c in curves] == [c.title for c in PREFERENCE if c.title not in unseen]
     assert curves == draw_all(folder)
     assert curves[0].description == "Loss by step: training from 0.912 to 0.58; held out from 0.607 to 0.484."
 
@@ -48,3 +53,17 @@ def test_long_runs_are_thinned_but_end_where_they_end() -> None:
 def test_running_mean_by_hand() -> None:
     assert running_mean([1, 2, 6], 1) == pytest.approx([1.5, 3, 4])
     assert running_mean([5, 7], 0) == pytest.approx([5, 7])
+
+
+def test_thumbs_have_words_and_a_reference_point_of_their_own() -> None:
+    rows = [
+        {"step": i, "rewards/chosen": 0.1 * i, "rewards/accuracies": 0.5 + 0.1 * i, "kl": 0.2 * i}
+        for i in range(3)
+    ]
+    folder = RunFolder(Path(), {"data": {"kind": "thumbs"}}, rows, [], [])
+    accuracy, rewards, point = draw_all(folder)
+    assert "reference point" in accuracy.reading
+    assert "thumb up from 0 to 0.2" in rewards.description
+    assert point.title == "Reference point"
+    flat = RunFolder(Path(), folder.run, [dict(row, kl=0.0) for row in rows], [], [])
+    assert [curve.title for curve in draw_all(flat)] == ["Accuracy", "Rewards"]

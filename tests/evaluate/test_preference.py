@@ -1,5 +1,6 @@
 """The three words and every warning, each set off alone."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,3 +126,16 @@ def test_one_pair_decides_at_the_edge_of_the_interval(build: Builder, wins: int,
     row = '{"before": {"margin": 0.0}, "after": {"margin": %s}}\n'
     (folder / "held_out.jsonl").write_text(row % 1 * wins + row % -1 * (40 - wins))
     assert judge(folder).word == word
+
+
+def test_thumbs_are_not_called_pairs(build: Builder) -> None:
+    folder = build(held_out=20)
+    record = json.loads((folder / "run.json").read_text())
+    record["data"]["kind"] = "thumbs"
+    (folder / "run.json").write_text(json.dumps(record))
+    found = judge(folder)
+    assert (
+        "On 20 held-out thumbs up, each against a thumb down, the answer with the thumb up"
+        in found.sentences[0]
+    )
+    assert any("Only 20 held-out thumbs up" in warning for warning in found.warnings)

@@ -3,21 +3,33 @@
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from lite_align.data import forest
+from lite_align.data.formats.thumbs import take_apart
 from lite_align.data.render import Renderer
-from lite_align.data.types import Chat, Message, Pair, Rendered, Source, Tree
+from lite_align.data.types import Chat, Message, Pair, Rated, Rendered, Source, Tree
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.load import load_model
-from lite_align.recipe import DataOptions, DPORecipe, LoraOptions, LossOptions, ModelOptions, TrainOptions
+from lite_align.recipe import (
+    DataOptions,
+    DPORecipe,
+    LoraOptions,
+    LossOptions,
+    ModelOptions,
+    PairDataOptions,
+    TrainOptions,
+)
 from lite_align.stages import reference
 from lite_align.stages import rows as rows_of
 from lite_align.stages.dpo import DPO, PairSet
+from lite_align.stages.kto import KTO, ThumbSet, held_out_stand_ins, list_pairings, windows_of, with_reference
 from lite_align.stages.pairs import PAIRS
+from lite_align.stages.thumbs import THUMBS
 from lite_align.train.engine import Engine
 from lite_align.view import View
 
@@ -124,6 +136,7 @@ def recipe(loss: dict[str, Any] | None = None, **train: Any) -> DPORecipe:
         **train,
     }
     return DPORecipe(
+        data=PairDataOptions(max_length=512),
         lora=SHAPE,
         loss=LossOptions.model_validate({"beta": 0.1, "sft_weight": 0.0, **(loss or {})}),
         train=TrainOptions.model_validate(settings),
@@ -153,7 +166,47 @@ def split(model: Backbone, both: PairSet, the_recipe: DPORecipe, held_out: int) 
     return DPO(model, the_recipe, train, PairSet.of(both.pairs[cut:], both.trees[cut:], values[cut:]))
 
 
-def engine(the_stage: DPO, total_steps: int = 100) -> Engine[Any]:
+def as_thumbs(lines: Sequence[dict[str, str]]) -> list[Rated]:
+    """Chosen answers with a thumb up and, from every other prompt, rejected ones with a thumb down as well."""
+    pairs = as_pairs(lines)
+    return [row for number, pair in enumerate(pairs) for row in take_apart([pair]) if row.label or number % 2]
+
+
+def thumb_examples(rated: Sequence[Rated], tokenizer: Any) -> list[tuple[Rated, Tree]]:
+    """The rows with their trees; all of them must fit."""
+    rendered = rows_of.render(THUMBS, rated, Renderer(tokenizer), DataOptions(max_length=512))
+    assert len(rendered.trees) == len(rated)
+    return rendered.examples
+
+
+def thumb_set(
+    model: Backbone, rated: Sequence[Rated], windows_of: Callable[[ThumbSet], Sequence[tuple[Any, Any]]]
+) -> ThumbSet:
+    """A set with live reference log-probs, one sequence a pass, for some windows."""
+    of = ThumbSet.of(thumb_examples(rated, model.loaded.tokenizer))
+
+    def alone(sequence: Rendered) -> float:
+        return reference.compute(model, [forest.single(0, sequence)])[0][0]
+
+    own = [tuple(alone(of.answered[r].under(of.answered[r].prompt)) for r in block) for block in of.groups]
+    pairings = [pairing for window, others in windows_of(of) for pairing in list_pairings(window, others)]
+    foreign = [(alone(of.answered[other].under(of.answered[row].prompt)),) for row, other in pairings]
+    return with_reference(of, own, pairings, foreign)
+
+
+def thumb_stage(
+    model: Backbone, rated: Sequence[Rated], the_recipe: DPORecipe, *, held_out: int = 0, steps: int = 8
+) -> KTO:
+    """A KTO stage whose last `held_out` rows are held out, for so many steps."""
+    cut = len(rated) - held_out
+    train = thumb_set(
+        model, rated[:cut], lambda of: [windows_of(of, the_recipe).step(step) for step in range(steps)]
+    )
+    held = thumb_set(model, rated[cut:], lambda of: [(of.groups, held_out_stand_ins(of, the_recipe))])
+    return KTO(model, the_recipe, train, held)
+
+
+def engine(the_stage: DPO | KTO, total_steps: int = 100) -> Engine[Any]:
     """An engine over the POLICY adapter of a stage."""
     named = the_stage.backbone.parameters(Role.POLICY)
     return Engine(Accelerator(cpu=True), named, the_stage.recipe.train, total_steps)

@@ -87,7 +87,7 @@ def test_a_file_without_usable_rows_is_not_written(tmp_path):
 def test_with_a_model_it_counts_tokens_and_shows_masks(tmp_path, tiny_llama):
     file = write(tmp_path, [*rows(40), {"prompt": "p", "chosen": "word " * 600, "rejected": "b"}])
     text = run(file, model=str(tiny_llama), show=1, sets=["data.max_length=128"])
-    assert "tokens in the longer answer with its prompt" in text
+    assert "tokens in the longest answer with its prompt" in text
     assert "1 by LA208" in text
     assert f"{file}:41" in text
     assert "legend" in text
@@ -124,8 +124,12 @@ def test_show_without_a_model_says_what_is_missing(tmp_path):
 def test_other_kinds_of_rows_are_checked_too(tmp_path):
     chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
     assert "3 usable conversations" in run(write(tmp_path, [chat] * 3))
-    rated = [{"prompt": "Hi", "completion": f"Hello {n}.", "label": True} for n in range(3)]
+    rated = [{"prompt": "Hi", "completion": f"Hello {n}.", "label": n > 0} for n in range(3)]
     assert "3 usable rated answers" in run(write(tmp_path, rated))
+    shown = run(write(tmp_path, [*rated, rated[0]]), model="tiny", show=1, sets=["data.max_dropped=0.5"])
+    assert "1 by LA302" in shown
+    assert "thumb down" in shown
+    assert "rows.jsonl --set loss.name=kto" in " ".join(shown.split())
     assert "2 usable prompts" in run(write(tmp_path, [{"prompt": "Hi"}, {"prompt": "Ho"}]))
 
 

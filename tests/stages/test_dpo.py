@@ -130,7 +130,7 @@ def test_loss_and_metrics_by_hand():
     logistic = math.log1p(math.exp(-1))
     assert float(found.total) == pytest.approx((logistic + 0.375) + 3 * (logistic + 1 + 0.5), rel=1e-6)
     assert stage.window(0).weight == 4.0
-    assert found.examples == 2
+    assert found.count == 2
     expected = {
         "loss": 2 * logistic + 1 + 0.875,
         "loss/preference": 2 * logistic + 1,

@@ -138,6 +138,12 @@ def test_seconds_by_hand():
     products = (2 * step + reference + 3 * evaluation) / 1e14 / resources.SHARE["cuda"]
     # 8 pairs of 1,024 tokens are 8 passes with 2.5 readings of the weights each; 4 + 4 * 2 pairs are read once.
     assert resources.seconds(SIZE_8B, layout, amount, rate) == pytest.approx(products + (20 + 12) * 0.5)
+    # Mismatched answers are scored once by policy and reference in every epoch, and in every evaluation.
+    foreign = 2 * (forward(SIZE_8B, train, rank=16) + forward(SIZE_8B, train, rank=0)) + 3 * evaluation
+    more = products + foreign / 1e14 / resources.SHARE["cuda"]
+    mismatched = replace(amount, scores_mismatched=True)
+    # 2 * 2 * 4 + 3 * 2 pairs more are read once.
+    assert resources.seconds(SIZE_8B, layout, mismatched, rate) == pytest.approx(more + (20 + 12 + 22) * 0.5)
     # Without a reference no pair is read once before.
     alone = products - reference / 1e14 / resources.SHARE["cuda"]
     amount = replace(amount, has_reference=False)

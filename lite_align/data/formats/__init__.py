@@ -5,7 +5,7 @@ A new format is one function in `pairs.py` or `singles.py` and one sample file i
 
 # importing the two modules fills FORMATS
 from lite_align.data.formats import pairs, singles
-from lite_align.data.formats.detection import Detection, convert, detect, pair_up, try_convert
+from lite_align.data.formats.detection import Detection, convert, detect, try_convert
 from lite_align.data.formats.registry import FORMATS, Format, Problem
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Problem",
     "convert",
     "detect",
-    "pair_up",
     "pairs",
     "singles",
     "try_convert",

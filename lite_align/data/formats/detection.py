@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
+from lite_align.data.formats import thumbs
 from lite_align.data.formats.conversation import BadRow
 from lite_align.data.formats.registry import FORMATS, Fields, Format, Kind, Problem, shapes_of
 from lite_align.data.sources import RawTable
 from lite_align.data.strict_json import Json
-from lite_align.data.types import Conversation, Pair, Ranking, Rated, Row, Source
+from lite_align.data.types import Pair, Ranking, Rated, Row, Source
 from lite_align.errors import DataError
 
 AGREEMENT = 0.98
@@ -52,12 +53,18 @@ class Detection:
 
 
 def detect(
-    table: RawTable, *, wanted: Wanted = "any", format: str = "auto", mapping: Mapping[str, str] | None = None
+    table: RawTable,
+    *,
+    wanted: Wanted = "any",
+    format: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+    pair_thumbs: bool = False,
 ) -> Detection:
     """Find the format of a table: each row votes for all formats that it fits, the most specific one counts.
 
     `format` names the format instead of a vote; `mapping` renames columns, `{"chosen": "good answer"}`. A row
-    that fits no format is left to `convert`, which names it. Thumbs count as pairs where one prompt has both.
+    that fits no format is left to `convert`, which names it. Pairs count as thumbs, and with `pair_thumbs` thumbs as
+    pairs where one prompt has both.
 
     Raises:
         DataError: no format fits, rows are of several formats (below 98 % agreement), the format is not supported,
@@ -74,11 +81,11 @@ def detect(
     if any(row.get("tools") for _, row in rows):
         notes = (*notes, "the tools column is not part of the trained text")
     kind = chosen.kind
-    if wanted not in ("any", kind):
-        if not (wanted == "pair" and kind == "rated"):
-            raise _other_kind(table, chosen, wanted)
-        pairs, note = _count_pairs(table, rows, chosen)
-        kind, notes = "pair", (*notes, f"{pairs:,} pairs built from thumbs: {note}")
+    if wanted != "any" and wanted != kind:
+        notes = (*notes, _taken_as(table, rows, chosen, wanted, pair_thumbs))
+        kind = wanted
+    elif pair_thumbs:
+        notes = (*notes, "the file holds pairs already: data.pair_thumbs has nothing to do")
     return Detection(
         chosen.name, kind, votes[chosen.name] / len(rows), ranked[0] if ranked else None, dict(votes), notes
     )
@@ -113,8 +120,11 @@ def try_convert(
     chosen = FORMATS[detection.name]
     rows, problems = _read_all(_renamed(table, mapping or {}), chosen)
     if chosen.kind == "rated" and detection.kind == "pair":
-        return list(pair_up([row for row in rows if isinstance(row, Rated)])), problems
-    return [pair for row in rows for pair in _pairs_of(row, every_pair)], problems
+        return list(thumbs.pair_up([row for row in rows if isinstance(row, Rated)])), problems
+    converted = [pair for row in rows for pair in _pairs_of(row, every_pair)]
+    if chosen.kind == "pair" and detection.kind == "rated":
+        return list(thumbs.take_apart(row for row in converted if isinstance(row, Pair))), problems
+    return converted, problems
 
 
 def _pairs_of(row: Row, every_pair: bool) -> Sequence[Row]:
@@ -122,19 +132,6 @@ def _pairs_of(row: Row, every_pair: bool) -> Sequence[Row]:
     if isinstance(row, Ranking):
         return row.pairs if every_pair else row.pairs[:1]
     return (row,)
-
-
-def pair_up(rated: Sequence[Rated]) -> list[Pair]:
-    """Build pairs where one prompt has both thumbs; each answer is used once, in the order of the file."""
-    prompts: dict[Conversation, tuple[list[Rated], list[Rated]]] = {}
-    for row in rated:
-        ups, downs = prompts.setdefault(row.prompt, ([], []))
-        (ups if row.label else downs).append(row)
-    return [
-        Pair(up.source, up.category, up.id, prompt=up.prompt, chosen=up.answer, rejected=down.answer)
-        for ups, downs in prompts.values()
-        for up, down in zip(ups, downs, strict=False)
-    ]
 
 
 _Rows = Iterable[tuple[Source, Mapping[str, Json]]]
@@ -321,25 +318,18 @@ def _other_kind(table: RawTable, chosen: Format, wanted: Kind) -> DataError:
     )
 
 
-def _count_pairs(table: RawTable, rows: _Rows, chosen: Format) -> tuple[int, str]:
-    """Count the pairs that thumbs give, and say how.
+def _taken_as(table: RawTable, rows: _Rows, chosen: Format, wanted: Kind, pair_thumbs: bool) -> str:
+    """Say how rows of another kind are taken for those that are wanted: thumbs for pairs, or pairs for thumbs.
 
     Raises:
-        DataError: rows do not fit, or no prompt has both thumbs.
+        DataError: they cannot be, or thumbs would become pairs without having been asked for.
     """
+    if (chosen.kind, wanted) == ("pair", "rated"):
+        return "each pair is taken as a thumb up and a thumb down"
+    if (chosen.kind, wanted) != ("rated", "pair"):
+        raise _other_kind(table, chosen, wanted)
     read, problems = _read_all(rows, chosen)
-    rated = [row for row in read if isinstance(row, Rated)]
-    pairs = len(pair_up(rated))
-    ups = sum(row.label for row in rated)
-    prompts = len({row.prompt for row in rated})
-    if not pairs and not problems:
-        raise DataError(
-            f"{table.name} holds single answers with a thumb ({chosen.name}); no prompt has both a thumb up and a "
-            "thumb down, so there are no pairs",
-            details=[
-                f"{len(rated):,} rows: {prompts:,} prompts, {ups:,} thumbs up, {len(rated) - ups:,} down"
-            ],
-            remedy="Give each prompt a good and a bad answer, or a file with chosen and rejected answers.",
-        )
-    downs = len(rated) - ups
-    return pairs, f"{len(rated):,} rows, {prompts:,} prompts, {ups:,} up, {downs:,} down; the rest is unused"
+    count = thumbs.Count.of([row for row in read if isinstance(row, Rated)])
+    if not problems and not (pair_thumbs and count.pairs):
+        raise thumbs.offer(table.name, count)
+    return count.used

@@ -1,8 +1,8 @@
 import pytest
 
-from lite_align.data.formats import FORMATS, convert, detect, pair_up, try_convert
+from lite_align.data.formats import FORMATS, convert, detect, try_convert
 from lite_align.data.sources import RawTable
-from lite_align.data.types import Message, Rated, Source
+from lite_align.data.types import Message, Source
 from lite_align.errors import DataError
 
 TEXT = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -79,7 +79,7 @@ def test_no_format_names_the_nearest_and_each_row():
         ({"prompt": "p"}, "pair", "for lite-align sample, which this version does not have yet"),
         (TEXT, "chat", "lite-align dpo data.jsonl"),
         (TEXT, "prompt", "lite-align dpo data.jsonl"),
-        (TEXT, "rated", "lite-align dpo data.jsonl"),
+        (CHAT, "rated", "for lite-align sft, which this version does not have yet"),
         (THUMB, "chat", "lite-align dpo data.jsonl"),
     ],
 )
@@ -114,39 +114,53 @@ def test_wrong_names_in_a_mapping_are_all_told():
     assert "did you mean rejected?" in error.details[1]
 
 
-def thumb(line: int, prompt: str, answer: str, label: bool) -> Rated:
-    return Rated(
-        Source("f", line),
-        prompt=(Message("user", prompt),),
-        answer=(Message("assistant", answer),),
-        label=label,
+BOTH = [
+    {"prompt": "a", "completion": "no", "label": False},
+    {"prompt": "a", "completion": "yes", "label": True},
+    THUMB,
+]
+
+
+def test_thumbs_become_pairs_only_where_that_was_asked_for():
+    data = table(*BOTH)
+    detection = detect(data, wanted="pair", pair_thumbs=True)
+    assert (detection.kind, detection.name) == ("pair", "kto.text")
+    assert detection.notes[-1] == (
+        "1 pairs built from 3 thumbs (2 up, 1 down) of 2 prompts; 1 thumbs are unused"
     )
+    [pair] = convert(data, detection)
+    assert (pair.chosen[0].content, pair.rejected[0].content) == ("yes", "no")
+    error = refusal(*BOTH, wanted="pair")
+    assert error.what == "data.jsonl holds 3 thumbs (2 up, 1 down), not pairs"
+    assert "--set loss.name=kto trains on them as they are" in error.remedy
+    assert "1 prompt has both: --set data.pair_thumbs=true makes 1 pair." in error.remedy
 
 
-def test_thumbs_become_pairs_where_a_prompt_has_both():
-    rated = [
-        thumb(1, "a", "no", False),
-        thumb(2, "a", "yes", True),
-        thumb(3, "b", "yes", True),
-        thumb(4, "a", "fine", True),
-    ]
-    [pair] = pair_up(rated)
-    assert (pair.source.line, pair.chosen[0].content, pair.rejected[0].content) == (2, "yes", "no")
-    rows = [
-        {"prompt": "a", "completion": "no", "label": False},
-        {"prompt": "a", "completion": "yes", "label": True},
-        THUMB,
-    ]
-    data = table(*rows)
-    detection = detect(data, wanted="pair")
-    assert detection.kind == "pair"
-    assert "1 pairs built from thumbs: 3 rows, 2 prompts, 2 up, 1 down" in detection.notes[-1]
-    assert len(convert(data, detection)) == 1
+def test_thumbs_without_a_common_prompt_give_no_pairs():
+    for asked in (False, True):
+        rows = (THUMB, {"prompt": "q", "completion": "c", "label": False})
+        error = refusal(*rows, wanted="pair", pair_thumbs=asked)
+        assert "none of its 2 prompts has both" in error.what
+        assert "pair_thumbs" not in error.remedy
 
 
-def test_thumbs_without_a_common_prompt_are_refused():
-    error = refusal(THUMB, {"prompt": "q", "completion": "c", "label": False}, wanted="pair")
-    assert "no prompt has both" in error.what
+def test_pairs_are_taken_for_two_thumbs_each():
+    data = table(TEXT, TEXT)
+    detection = detect(data, wanted="rated")
+    assert (detection.kind, detection.notes[-1]) == (
+        "rated",
+        "each pair is taken as a thumb up and a thumb down",
+    )
+    up, down, *_ = rows = convert(data, detection)
+    assert len(rows) == 4
+    assert (up.answer[0].content, up.label) == ("c", True)
+    assert (down.answer[0].content, down.label) == ("r", False)
+    assert up.prompt == down.prompt
+    assert up.source == down.source
+
+
+def test_pairing_thumbs_of_a_file_of_pairs_is_told_to_do_nothing():
+    assert "nothing to do" in detect(table(TEXT), wanted="pair", pair_thumbs=True).notes[-1]
 
 
 def test_no_two_formats_are_equally_specific_for_an_oracle_row():
