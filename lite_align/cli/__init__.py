@@ -44,6 +44,7 @@ def _root(
 for _verb in (
     train.sft,
     train.dpo,
+    train.reward,
     train.run,
     data.check,
     inspect.report,

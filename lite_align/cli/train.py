@@ -1,4 +1,4 @@
-"""`lite-align sft DATA`, `lite-align dpo DATA` and `lite-align run RECIPE`: build the recipe, start the stage."""
+"""The verbs that train, and `lite-align run RECIPE`: build the recipe, start the stage."""
 
 import shlex
 import sys
@@ -54,6 +54,7 @@ def _verb(stage: str, about: str) -> Callable[..., None]:
 
 
 sft = _verb("sft", "Train on conversations to imitate.")
+reward = _verb("reward", "Train a reward model, which scores answers, on pairs of answers.")
 dpo = _verb("dpo", "Train on pairs of a chosen and a rejected answer.")
 
 

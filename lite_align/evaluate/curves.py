@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ SMOOTH_ABOVE = 60  # rows; then a running mean is drawn over the raw values
 # Colours that matplotlib writes and the page replaces, so that light and dark come from one picture.
 INK, FAINT, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404"
 PAGE_COLOURS = {INK: "var(--muted)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+DOTTED = (0, (1, 2))
 TRAINING, HELD_OUT = "-", (0, (4, 2))
 
 SETTINGS: dict[Any, Any] = {
@@ -77,12 +78,31 @@ class Curve:
     description: str
 
 
-CHARTS: tuple[Chart, ...] = (
+OPTIMISER: tuple[Chart, ...] = (
     Chart(
-        "Loss",
-        (Line("loss", "training"), Line("eval/loss", "held out", SECOND, True)),
-        "Both should fall; held out rising while training falls means that the run memorises its rows.",
+        "Gradient norm",
+        (Line("grad_norm", "before clipping"),),
+        "Single peaks are clipped and harmless; a line that climbs asks for a lower learning rate.",
+        log=True,
     ),
+    Chart(
+        "Learning rate",
+        (Line("learning_rate", "learning rate", noisy=False),),
+        "Warms up, then follows the schedule of the recipe to the end.",
+    ),
+    Chart(
+        "Speed",
+        (Line("examples_per_second", "examples per second"),),
+        "Steady is right; a sudden fall means that something else took the machine or its memory.",
+    ),
+)
+LOSS = Chart(
+    "Loss",
+    (Line("loss", "training"), Line("eval/loss", "held out", SECOND, True)),
+    "Both should fall; held out rising while training falls means that the run memorises its rows.",
+)
+IMITATION: tuple[Chart, ...] = (
+    LOSS,
     Chart(
         "Token accuracy",
         (
@@ -91,6 +111,10 @@ CHARTS: tuple[Chart, ...] = (
         ),
         "Share of trained tokens that no other token beats; training lines far above held-out ones are memory.",
     ),
+    *OPTIMISER,
+)
+PREFERENCE: tuple[Chart, ...] = (
+    LOSS,
     Chart(
         "Accuracy",
         (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
@@ -146,28 +170,45 @@ CHARTS: tuple[Chart, ...] = (
         (Line("lengths/chosen", "chosen"), Line("lengths/rejected", "rejected", SECOND)),
         "Tokens of the answers in each step; chosen ones longer throughout teach the model to be long.",
     ),
-    Chart(
-        "Gradient norm",
-        (Line("grad_norm", "before clipping"),),
-        "Single peaks are clipped and harmless; a line that climbs asks for a lower learning rate.",
-        log=True,
-    ),
-    Chart(
-        "Learning rate",
-        (Line("learning_rate", "learning rate", noisy=False),),
-        "Warms up, then follows the schedule of the recipe to the end.",
-    ),
-    Chart(
-        "Speed",
-        (Line("examples_per_second", "examples per second"),),
-        "Steady is right; a sudden fall means that something else took the machine or its memory.",
-    ),
+    *OPTIMISER,
 )
+REWARD: tuple[Chart, ...] = (
+    LOSS,
+    Chart(
+        "Accuracy",
+        (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
+        "Share of pairs whose chosen answer scores higher; 0.5 is chance, and labels that disagree set a ceiling "
+        "below 1.",
+        level=0.5,
+    ),
+    Chart(
+        "Margin",
+        (Line("rewards/margins", "training"), Line("eval/rewards/margins", "held out", SECOND, True)),
+        "Score of the chosen answer less that of the rejected one: the log-odds of the choice. Training far above "
+        "held out is overconfidence.",
+        level=0.0,
+    ),
+    Chart(
+        "Scores",
+        (
+            Line("rewards/chosen", "chosen"),
+            Line("rewards/rejected", "rejected", SECOND),
+            Line("eval/rewards/chosen", "chosen, held out", FIRST, True),
+            Line("eval/rewards/rejected", "rejected, held out", SECOND, True),
+        ),
+        "Mean scores; only their difference has a meaning, and centering keeps them around 0.",
+        level=0.0,
+    ),
+    *OPTIMISER,
+)
+CHARTS: dict[str, tuple[Chart, ...]] = {"sft": IMITATION, "dpo": PREFERENCE, "reward": REWARD}
+"""What is drawn, by stage of the run."""
 
 
 def draw_all(folder: RunFolder) -> list[Curve]:
     """Draw every chart for which the run has at least two points of some line."""
-    told = [for_thumbs(chart) for chart in CHARTS] if learned_from_thumbs(folder) else CHARTS
+    charts = CHARTS.get(str(folder.run.get("stage")), PREFERENCE)
+    told = [for_thumbs(chart) for chart in charts] if learned_from_thumbs(folder) else charts
     return [curve for chart in told if (curve := draw(folder, chart)) is not None]
 
 
@@ -182,30 +223,42 @@ def for_thumbs(chart: Chart) -> Chart:
 
 def draw(folder: RunFolder, chart: Chart) -> Curve | None:
     """One chart as SVG without header, ids or fixed size; None without points off its level."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     series = [(line, *folder.series(line.metric)) for line in chart.lines]
     series = [(line, steps, values) for line, steps, values in series if len(values) > 1]
     if all(value == chart.level for _, _, values in series for value in values):
         return None
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(4.0, 2.5), layout="constrained")
-        axes = figure.subplots()
+
+    def paint(axes: Any) -> None:
         for line, steps, values in series:
             _plot(axes, line, steps, values)
         if chart.level is not None:
-            axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=DOTTED)
         if chart.log and all(min(values) > 0 for _, _, values in series):
             axes.set_yscale("log")
         axes.set_xlabel("step")
         if len(series) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, handlelength=2.4, borderpad=0)
+            legend(axes)
+
+    ends = "; ".join(f"{line.label} from {v[0]:.3g} to {v[-1]:.3g}" for line, _, v in series)
+    return Curve(chart.title, chart.reading, picture(chart.title, paint), f"{chart.title} by step: {ends}.")
+
+
+def picture(title: str, paint: Callable[[Any], None]) -> str:
+    """SVG markup for the page of what `paint` draws on matplotlib's axes; equal bytes for equal numbers."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(4.0, 2.5), layout="constrained")
+        paint(figure.subplots())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    ends = "; ".join(f"{line.label} from {v[0]:.3g} to {v[-1]:.3g}" for line, _, v in series)
-    picture = _for_page(buffer.getvalue(), prefix=chart.title.lower().replace(" ", "-"))
-    return Curve(chart.title, chart.reading, picture, f"{chart.title} by step: {ends}.")
+    return _for_page(buffer.getvalue(), prefix=title.lower().replace(" ", "-"))
+
+
+def legend(axes: Any) -> None:
+    """Name the lines above the picture."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, handlelength=2.4, borderpad=0)
 
 
 def _plot(axes: Any, line: Line, steps: Sequence[float], values: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 from lite_align.evaluate.folder import Record, RunFolder, is_number
 from lite_align.evaluate.statistics import percent
 
-Word = Literal["better", "worse", "no evidence either way"]
+Word = Literal["better", "worse", "better than chance", "worse than chance", "no evidence either way"]
 
 DASH = "–"
 # Below 40 rows even 60 % wins leave an interval of ±15 points around one half: only large effects show.
@@ -59,6 +59,8 @@ class Categories:
         note: how to read it.
         rows: one for each category.
         chance: whether the middle of the picture is the level of chance.
+        compared: what the ring shows.
+        measured: what the dot shows.
     """
 
     title: str
@@ -67,16 +69,29 @@ class Categories:
     note: str
     rows: list[CategoryRow]
     chance: bool = True
+    compared: str = "before"
+    measured: str = "after"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Further figures of a run: a title, the names of the columns, the rows, and how to read them."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of three words, the sentences that carry it, and what else to look at.
+    """A word, the sentences that carry it, and what else to look at.
 
     Attributes:
         figures: the numbers at the top of the report.
         headline: what was measured on held-out rows, for the terminal.
         categories: the same by category, where there are several.
+        tables: what else was measured.
     """
 
     word: Word
@@ -85,6 +100,7 @@ class Verdict:
     figures: list[Figure] = field(default_factory=list[Figure])
     headline: str = ""
     categories: Categories | None = None
+    tables: list[Table] = field(default_factory=list[Table])
 
 
 def unmeasured(label: str) -> Figure:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lite_align.evaluate import curves
+from lite_align.evaluate import curves, pictures
 from lite_align.evaluate.findings import MOVED_SHARE
 from lite_align.evaluate.folder import Record, RunFolder, is_number, read
 from lite_align.evaluate.statistics import percent
@@ -99,6 +99,7 @@ def render(folder: RunFolder) -> str:
         figures=verdict.figures,
         badges=badges(folder),
         curves=curves.draw_all(folder),
+        pictures=pictures.draw_all(folder),
         categories=verdict.categories,
         answers=answers,
         groups=sorted({(a.group, a.category) for a in answers}),
@@ -116,6 +117,7 @@ def render(folder: RunFolder) -> str:
 ORIGINS = (
     ("Model", "model"),
     ("Reference", "reference"),
+    ("Scores", "reward"),
     ("Plan", "plan"),
     ("Forecast", "forecast"),
     ("Measured", "measured"),
@@ -150,6 +152,10 @@ def badges(folder: RunFolder) -> list[Badge]:
     # A run finishes only where the base still has the hash that it began with (LA414).
     if isinstance(identity, str) and folder.run.get("status") == "finished":
         found.append(Badge("reference fixed", True, f"sha {clean(identity)[:12]}"))
+    reloaded = _mapping(folder.part("reward").get("reload"))
+    if is_number(difference := reloaded.get("largest_difference")):
+        evidence = f"{clean(reloaded.get('answers'))} scores, largest difference {difference:.1f}"
+        found.append(Badge("same scores after a reload", difference == 0, evidence))
     _, moved = folder.series("moved")
     if moved:
         found.append(

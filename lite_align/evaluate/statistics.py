@@ -87,3 +87,65 @@ def sign_test(values: Sequence[float]) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(sum(v > 0 for v in decided), len(decided)).pvalue)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Choices whose confidence lies in [low, high): how many, their mean confidence, and the share that was right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(log_odds: Sequence[float], bins: int = 5) -> list[Bin]:
+    """Confidence against accuracy of choices between two, in equal bins from 0.5 to 1; empty ones are left out.
+
+    A log-odds x chooses the first of two with confidence σ(|x|); positive ones are right, negative wrong, and zero
+    is half of each.
+    """
+    found: dict[int, list[tuple[float, float]]] = {}
+    for x in log_odds:
+        confidence = 1 / (1 + math.exp(-min(abs(x), 700.0)))
+        right = 0.5 if x == 0 else float(x > 0)
+        found.setdefault(min(int((confidence - 0.5) * 2 * bins), bins - 1), []).append((confidence, right))
+    return [
+        Bin(
+            0.5 + number / (2 * bins),
+            0.5 + (number + 1) / (2 * bins),
+            len(choices),
+            statistics.fmean(confidence for confidence, _ in choices),
+            statistics.fmean(right for _, right in choices),
+        )
+        for number, choices in sorted(found.items())
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy, each bin by its count; 0 without any.
+
+    Source: arXiv 1706.04599, eq. 3.
+    """
+    count = sum(b.count for b in bins)
+    return sum(b.count * abs(b.confidence - b.accuracy) for b in bins) / count if count else 0.0
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's and Spearman's coefficient of `count` pairs of values."""
+
+    pearson: float
+    spearman: float
+    count: int
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> Correlation | None:
+    """How two columns go together; None for fewer than three rows, or a column without differences."""
+    if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    from scipy.stats import pearsonr, spearmanr
+
+    pearson, spearman = pearsonr(first, second), spearmanr(first, second)
+    return Correlation(float(pearson.statistic), float(spearman.statistic), len(first))  # pyright: ignore

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lite_align.evaluate import imitation, preference
+from lite_align.evaluate import imitation, preference, reward
 from lite_align.evaluate.findings import Verdict
 from lite_align.evaluate.folder import RunFolder, read
 
-JUDGES: dict[str, Callable[[RunFolder], Verdict]] = {"sft": imitation.judge, "dpo": preference.judge}
+JUDGES: dict[str, Callable[[RunFolder], Verdict]] = {
+    "sft": imitation.judge,
+    "reward": reward.judge,
+    "dpo": preference.judge,
+}
 """Who fills the verdict, by stage of the run."""
 
 

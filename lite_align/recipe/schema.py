@@ -169,6 +169,26 @@ class LossOptions(Block):
     )
 
 
+class RewardLossOptions(Block):
+    """Bradley-Terry loss of a reward model: -log sigmoid(difference of the scores)."""
+
+    margin: bool = Field(
+        default=False,
+        description="Ask for a difference of at least the rows' margin (difference of their ratings).",
+        json_schema_extra=REFUSE,
+    )
+    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
+        default=0.01,
+        description="Weight of (score of chosen + score of rejected) squared: scores stay around 0.",
+        json_schema_extra=REFUSE,
+    )
+    judge_suffix: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="User turn after the answer, before the score is read; null: the score of the answer's end.",
+        json_schema_extra=REFUSE,
+    )
+
+
 class SFTLossOptions(Block):
     """Log-loss of supervised fine-tuning: the mean over all trained tokens of an optimiser step."""
 
@@ -367,6 +387,7 @@ class RewardRecipe(WithoutDropout):
 
     stage: Literal["reward"] = "reward"
     data: PairDataOptions = PairDataOptions()  # pyright: ignore[reportIncompatibleVariableOverride]
+    loss: RewardLossOptions = RewardLossOptions()
     train: TrainOptions = TrainOptions()
     speed: SpeedOptions = SpeedOptions()
 

@@ -196,7 +196,7 @@ def show_tree(
     columns: dict[str, list[tuple[str, str]]] = {}
     for name, leaf in zip(kind.answers, tree.leaves):
         spans = renderer.spans(Rendered(leaf.ids, leaf.trained))
-        columns[f"{name} · {sum(leaf.trained):,} tokens trained"] = _clipped(spans, limit)
+        columns[f"{name} · {sum(leaf.trained):,} tokens {kind.marked}"] = _clipped(spans, limit)
     view.token_columns(columns)
 
 

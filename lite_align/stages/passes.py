@@ -27,9 +27,14 @@ def to_batch(trees: Sequence[Tree], device: torch.device) -> forest.Batch:
     return forest.batch(trees, pad_to=PAD_TO).to(device)
 
 
+def packs(trees: Sequence[Tree], tokens: int) -> list[list[Tree]]:
+    """Trees in packs of at most so many tokens."""
+    return [[trees[i] for i in pack] for pack in forest.pack(trees, tokens)]
+
+
 def batches(trees: Sequence[Tree], tokens: int, device: torch.device) -> list[forest.Batch]:
     """Pack trees into batches of at most so many tokens on a device."""
-    return [to_batch([trees[i] for i in pack], device) for pack in forest.pack(trees, tokens)]
+    return [to_batch(pack, device) for pack in packs(trees, tokens)]
 
 
 def in_packs(

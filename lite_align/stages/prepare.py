@@ -101,7 +101,7 @@ def render(
     """Rows as trees, and all that were left out; what a person should know of them is told."""
     rendered = rows.render(kind, read.rows, renderer, recipe.data)
     dropped = rows.merged((read.dropped, rendered.dropped))
-    rows.require_enough(read.table.name, len(read.table.rows), dropped, recipe.data.max_dropped)
+    rows.require_enough(read.table.name, read.count, dropped, recipe.data.max_dropped)
     if rendered.shortened:
         view.warn(f"{rendered.shortened} (data.max_length {recipe.data.max_length:,}).")
     rows.refuse_forged(kind, rendered.rows, renderer.tokenizer, recipe.data.accept)
@@ -145,7 +145,7 @@ def separate(kind: rows.Kind[RowT], recipe: Any, renderer: Renderer) -> list[tup
     rendered = rows.render(kind, read.rows, renderer, recipe.data)
     rows.refuse_forged(kind, rendered.rows, renderer.tokenizer, recipe.data.accept)
     dropped = rows.merged((read.dropped, rendered.dropped))
-    rows.require_enough(path, len(read.table.rows), dropped, recipe.data.max_dropped)
+    rows.require_enough(path, read.count, dropped, recipe.data.max_dropped)
     return rendered.examples
 
 

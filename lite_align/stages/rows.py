@@ -52,6 +52,7 @@ class Kind(Generic[RowT]):
         answers: what each sequence of a row is, for people.
         about: what else a person should know of a row that is shown.
         every_pair: whether a ranking of several answers gives all of its pairs, or the best against the worst.
+        marked: what is done with the tokens that are shown in colour.
     """
 
     wanted: Wanted
@@ -64,6 +65,7 @@ class Kind(Generic[RowT]):
     answers: tuple[str, ...]
     about: Callable[[RowT], str] = lambda row: ""
     every_pair: bool = False
+    marked: str = "trained"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ class ReadRows(Generic[RowT]):
     rows: list[RowT]
     dropped: Dropped
     warnings: list[lint.Finding]
+
+    @property
+    def count(self) -> int:
+        """Rows of the file; a ranking of several answers counts as many times as it gives pairs."""
+        converted = len(self.rows) + sum(map(len, self.dropped.values()))
+        return max(len(self.table.rows), converted)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lite_align.data import forest
-from lite_align.data.comparisons import up_to_score
+from lite_align.data.comparisons import judged, up_to_score
 from lite_align.data.render import Renderer
 from lite_align.data.types import Conversation, Message
 from lite_align.errors import UserError
@@ -43,10 +43,7 @@ class Scorer:
         self._renderer = Renderer(backbone.loaded.tokenizer)
         section = run.record.get("reward") or {}
         suffix = section.get("judge_suffix")
-        # A judge's turn after the answer; of the turn that it opens, only the opening is read.
-        self._judge = (
-            () if suffix is None else (Message("user", str(suffix)), Message("assistant", "An answer"))
-        )
+        self._suffix = None if suffix is None else str(suffix)
         mean, std = section.get("mean"), section.get("std")
         self._scale = (float(mean), float(std)) if is_number(mean) and is_number(std) and std > 0 else None
 
@@ -78,9 +75,9 @@ class Scorer:
     @torch.no_grad()
     def __call__(self, conversation: Conversation, answer: str) -> Score:
         """The score of an answer at the end of a conversation."""
-        turns = (Message("assistant", answer), *self._judge)
+        turns = judged((Message("assistant", answer),), self._suffix)
         rendered = self._renderer.conversation(conversation, turns)
-        tree = forest.grow(0, [up_to_score(rendered, judged=bool(self._judge))])
+        tree = forest.grow(0, [up_to_score(rendered, judged=self._suffix is not None)])
         with self._backbone.role(Role.REWARD):
             raw = float(self._backbone.scores(to_batch([tree], self._backbone.device)))
         if self._scale is None:

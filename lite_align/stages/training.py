@@ -19,6 +19,7 @@ from lite_align.stages.prepare import data_record, prepare, show_plan
 from lite_align.stages.procedure import Prepared, Procedure, Stage
 from lite_align.stages.train_dpo import DPOProcedure
 from lite_align.stages.train_kto import KTOProcedure
+from lite_align.stages.train_reward import RewardProcedure
 from lite_align.stages.train_sft import SFTProcedure
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget, lost_device_told
@@ -27,7 +28,7 @@ from lite_align.train.run import Run, require_unused
 from lite_align.view import View
 
 PROCEDURES: dict[str, Procedure[Any]] = {
-    procedure.stage: procedure for procedure in (SFTProcedure(), DPOProcedure())
+    procedure.stage: procedure for procedure in (SFTProcedure(), RewardProcedure(), DPOProcedure())
 }
 """Training verbs by stage."""
 

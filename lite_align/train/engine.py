@@ -90,12 +90,12 @@ class FlatParameters:
         """Share of trainable elements that differ from the start of the run (1.0 is all of them)."""
         return int((self.flat.data != self.start).count_nonzero()) / self.start.numel()
 
-    def still(self, *, gradient: bool, containing: str = "") -> list[str]:
+    def still(self, *, gradient: bool) -> list[str]:
         """Names of tensors of which no element has moved (or, with `gradient`, has a gradient)."""
         differs = self.gradient != 0 if gradient else self.flat.data != self.start
         parts = differs.split([parameter.numel() for _, parameter in self.named])
         flags = torch.stack([part.any() for part in parts]).tolist()  # one transfer from the device
-        return [name for (name, _), flag in zip(self.named, flags) if containing in name and not flag]
+        return [name for (name, _), flag in zip(self.named, flags) if not flag]
 
 
 def learning_rate(step: int, total: int, options: TrainOptions, peak: float) -> float:
@@ -230,8 +230,8 @@ class Engine(Generic[BatchT]):
         return learning_rate(self.step, self.total_steps, self.options, self.peak)
 
     def _require_gradients(self) -> None:
-        # lora_B starts at 0, so at the first step it alone must have a gradient everywhere (lora_A follows).
-        if frozen := self.parameters.still(gradient=True, containing="lora_B"):
+        # lora_B starts at 0, so at the first step lora_A has no gradient yet; all others must have one.
+        if frozen := [name for name in self.parameters.still(gradient=True) if "lora_A" not in name]:
             raise TrainingStopped(
                 f"{len(frozen)} adapter tensors get no gradient.",
                 details=frozen[:8],

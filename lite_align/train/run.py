@@ -46,6 +46,7 @@ SECTIONS = frozenset(
         "plan",
         "forecast",
         "measured",
+        "reward",
         "evaluation",
         "verdict",
     ]

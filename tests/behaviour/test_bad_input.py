@@ -1,4 +1,4 @@
-"""Every mistake of a person ends a `dpo` command with one clear error, exit code 2, and nothing written."""
+"""Every mistake of a person ends a training command with one clear error, exit code 2, and nothing written."""
 
 import json
 import re
@@ -375,6 +375,38 @@ def test_a_used_output_folder_is_told_before_the_data_are_read(place):
     error = place.refused("missing.jsonl", "--out", "used")
     assert "already in use" in error
     assert "missing.jsonl" not in error
+
+
+# What a reward model asks for.
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("loss.center_rewards_coefficient=-1", "center_rewards_coefficient"),
+        ("loss.beta=0.1", "loss.beta"),
+        ("lora.dropout=0.1", "lora.dropout"),
+    ],
+)
+def test_a_wrong_setting_of_a_reward_model(place, setting, text):
+    assert text in place.refused(place.rows(ROWS), "--set", setting, verb="reward")
+
+
+def test_a_margin_that_no_row_has(place):
+    error = place.refused(place.rows(ROWS), "--set", "loss.margin=true", verb="reward")
+    assert "none of 20 pairs has a margin" in error
+
+
+def test_conversations_for_a_reward_model(place):
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3
+    assert "not preference pairs" in place.refused(place.rows(rows), verb="reward")
+
+
+def test_ties_alone_for_a_reward_model(place):
+    """All answers of every ranking have one rank: there is nothing to compare."""
+    answers = [{"answer": "yes", "rank": 1}, {"answer": "no", "rank": 1}, {"answer": "maybe", "rank": 1}]
+    rows = [{"prompt": f"{n}?", "answers": answers} for n in range(5)]
+    assert "5 of 5 rows (100.0%)" in place.refused(place.rows(rows), verb="reward")
 
 
 # Thumbs.

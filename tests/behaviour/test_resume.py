@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +73,22 @@ def test_stopped_and_resumed_equals_uninterrupted(job, stop, quantization: str) 
         made = stop(0, crash)
         again.train(resume=True)
         assert made == list(range(back_to + 1, STEPS + 1))
+        again.assert_equals(whole)
+
+
+def test_a_reward_run_stopped_and_resumed_equals_uninterrupted(job, stop) -> None:
+    """With the head, its moments, the scores, the swap test, the probes and the scale."""
+    whole = replace(job("whole"), stage="reward")
+    whole.train()
+    assert "score.weight" in " ".join(whole.tensors())
+    assert whole.record()["reward"]["reload"]["largest_difference"] == 0.0
+    for at in (3, 6):
+        again = replace(job(f"stopped-{at}"), stage="reward")
+        stop(at, crash)
+        with pytest.raises(Stopped):
+            again.train()
+        stop(0, crash)
+        again.train(resume=True)
         again.assert_equals(whole)
 
 

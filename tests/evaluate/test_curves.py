@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lite_align.evaluate.curves import CHARTS, MOST_POINTS, RunFolder, draw, draw_all, running_mean, thin
+from lite_align.evaluate.curves import MOST_POINTS, PREFERENCE, RunFolder, draw, draw_all, running_mean, thin
 from lite_align.evaluate.folder import read
 
 
@@ -18,7 +18,7 @@ def test_a_run_is_drawn_twice_alike_and_each_chart_is_described(build: Callable[
         "Token accuracy",
         "Reference point",
     )  # a dpo run without lengths has no lines of these
-    assert [c.title for c in curves] == [c.title for c in CHARTS if c.title not in unseen]
+    assert [c.title for c in curves] == [c.title for c in PREFERENCE if c.title not in unseen]
     assert curves == draw_all(folder)
     assert curves[0].description == "Loss by step: training from 0.912 to 0.58; held out from 0.607 to 0.484."
 
@@ -34,12 +34,12 @@ def test_ids_are_unique_on_the_page_and_colours_are_the_pages(build: Callable[..
 
 
 def test_nothing_is_drawn_of_less_than_two_points() -> None:
-    assert draw(RunFolder(Path(), {}, [{"step": 1, "loss": 2.0}], [], []), CHARTS[0]) is None
+    assert draw(RunFolder(Path(), {}, [{"step": 1, "loss": 2.0}], [], []), PREFERENCE[0]) is None
 
 
 def test_a_zero_gradient_norm_is_drawn_on_a_linear_axis() -> None:
     rows = [{"step": i, "grad_norm": float(i)} for i in range(3)]
-    chart = next(c for c in CHARTS if c.log)
+    chart = next(c for c in PREFERENCE if c.log)
     assert draw(RunFolder(Path(), {}, rows, [], []), chart) is not None
 
 

@@ -7,11 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_align.evaluate.statistics import (
+    Bin,
     accuracy,
     bracket,
+    calibration_error,
+    correlation,
     mean,
     percent,
     ratio,
+    reliability,
     share_above_zero,
     sign_test,
     wilson,
@@ -64,6 +68,49 @@ def test_sign_test_is_the_binomial_tail() -> None:
 def test_shares_for_reading() -> None:
     assert (percent(0.784), percent(0.9984, 1)) == ("78 %", "99.8 %")
     assert bracket(wilson(24, 40)) == "[45 %, 74 %]"
+
+
+LN = math.log
+
+
+def test_reliability_by_hand() -> None:
+    """Log-odds ln 3 is a confidence of 0.75, ln 9 one of 0.9; bins are 0.1 wide."""
+    choices = [LN(3), -LN(3), LN(3), 0.0, LN(9), LN(9)]
+    first, middle, last = reliability(choices)
+    assert (first.low, first.high, first.count) == (0.5, 0.6, 1)
+    assert (first.confidence, first.accuracy) == (0.5, 0.5)
+    assert (middle.low, middle.high, middle.count) == pytest.approx((0.7, 0.8, 3))
+    assert (middle.confidence, middle.accuracy) == pytest.approx((0.75, 2 / 3))
+    assert (last.count, last.confidence, last.accuracy) == pytest.approx((2, 0.9, 1.0))
+    # (1·0 + 3·(0.75 − 2/3) + 2·(1 − 0.9)) / 6
+    assert calibration_error([first, middle, last]) == pytest.approx(0.45 / 6)
+
+
+def test_certain_choices_fill_the_last_bin() -> None:
+    assert reliability([1e4, -1e4]) == [Bin(0.9, 1.0, 2, 1.0, 0.5)]
+    assert calibration_error(reliability([1e4, -1e4])) == 0.5
+    assert (reliability([]), calibration_error([])) == ([], 0.0)
+
+
+@given(st.lists(st.integers(-60, 60).map(lambda tenths: tenths / 10), min_size=1, max_size=30))
+def test_every_choice_is_in_one_bin(choices: list[float]) -> None:
+    bins = reliability(choices)
+    assert sum(b.count for b in bins) == len(choices)
+    for b in bins:
+        assert b.low - 1e-12 <= b.confidence <= b.high + 1e-12
+    assert 0 <= calibration_error(bins) <= 1
+
+
+def test_correlation_by_hand() -> None:
+    """Deviations −1, 0, 1 and −2, −1, 3: 5 / √(2 · 14); the ranks go together exactly."""
+    found = correlation([1.0, 2.0, 3.0], [1.0, 2.0, 6.0])
+    assert found is not None
+    assert (found.pearson, found.spearman, found.count) == pytest.approx((5 / math.sqrt(28), 1.0, 3))
+
+
+def test_without_differences_there_is_no_correlation() -> None:
+    assert correlation([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) is None
+    assert correlation([1.0, 2.0], [1.0, 2.0]) is None
 
 
 def test_a_ratio_weighs_rows_by_their_size_and_has_the_interval_of_rows() -> None:

@@ -171,6 +171,7 @@ def test_opposites_are_of_one_prompt_else_of_one_category_else_any():
     )
     assert opposites(rows) == [(0, 3), (4, 1), (5, 2)]
     assert opposites(rows[:1]) == []
+    assert opposites(rated(("a", "x", False), ("b", "x", False), ("c", "x", True))) == [(2, 0)]
 
 
 def test_json_of_a_dry_run_writes_nothing(tiny_llama, tmp_path):
