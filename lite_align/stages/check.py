@@ -12,6 +12,7 @@ from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Rende
 from lite_align.errors import DataError, UserError
 from lite_align.recipe import DPORecipe, Resolved
 from lite_align.stages import rows
+from lite_align.stages.chats import chats
 from lite_align.stages.pairs import PAIRS
 from lite_align.stages.thumbs import THUMBS
 from lite_align.view import View
@@ -19,11 +20,11 @@ from lite_align.view import View
 if TYPE_CHECKING:
     from lite_align.data.render import Renderer
 
-KINDS: dict[str, rows.Kind[Any]] = {"pair": PAIRS, "rated": THUMBS}
+KINDS: dict[str, rows.Kind[Any]] = {"pair": PAIRS, "rated": THUMBS, "chat": chats("all_turns")}
 """Rows that are checked as they are trained."""
 
-NEXT = {"pair": "", "rated": f" {TRAIN_AS_THEY_ARE}"}
-"""What lite-align dpo wants to hear besides the file."""
+NEXT = {"pair": "dpo {}", "rated": f"dpo {{}} {TRAIN_AS_THEY_ARE}", "chat": "sft {}"}
+"""The command that trains on a file, by kind of its rows."""
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _EXCERPT = 300
@@ -264,12 +265,16 @@ def _conclude(
             raise DataError(f"{data} has no usable row", remedy="Nothing was written.")
         lint.write_rows(lint.clean_rows(content.table, left_out), fix)
         view.section("saved", f"{fix} · {text}")
-        view.section("next", f"lite-align dpo {fix}{NEXT.get(content.detection.kind, '')}")
+        _show_next(content, str(fix), view)
         return
     total, most = len(content.table.rows), recipe.data.max_dropped
     error = lint.too_many_dropped(lost, total, most, file=data)
     if error is not None:
         raise error
     view.section("verdict", f"This run would learn from {text}.")
+    _show_next(content, data, view)
+
+
+def _show_next(content: Content, data: str, view: View) -> None:
     if content.detection.kind in NEXT:
-        view.section("next", f"lite-align dpo {data}{NEXT[content.detection.kind]}")
+        view.section("next", f"lite-align {NEXT[content.detection.kind].format(data)}")

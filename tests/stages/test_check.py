@@ -122,8 +122,15 @@ def test_show_without_a_model_says_what_is_missing(tmp_path):
 
 
 def test_other_kinds_of_rows_are_checked_too(tmp_path):
-    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
-    assert "3 usable conversations" in run(write(tmp_path, [chat] * 3))
+    def chat(answer: str) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]}
+
+    chats = [chat(f"Hello {n}.") for n in range(3)]
+    assert "3 usable conversations" in run(write(tmp_path, chats))
+    shown = run(write(tmp_path, [*chats, chats[0]]), model="tiny", show=1, sets=["data.max_dropped=0.5"])
+    assert "1 by LA302" in shown
+    assert "[Hello 0.<|end|>]" in shown
+    assert "lite-align sft" in shown
     rated = [{"prompt": "Hi", "completion": f"Hello {n}.", "label": n > 0} for n in range(3)]
     assert "3 usable rated answers" in run(write(tmp_path, rated))
     shown = run(write(tmp_path, [*rated, rated[0]]), model="tiny", show=1, sets=["data.max_dropped=0.5"])
