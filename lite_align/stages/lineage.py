@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from lite_align.errors import ModelError, TrainingStopped, UserError
 from lite_align.model import lora, scalar_head
-from lite_align.model.backbone import Backbone, Role, adapter_digest
+from lite_align.model.backbone import WITH_HEAD, Backbone, Role, adapter_digest
 from lite_align.recipe import CONTINUES, ModelOptions, Resolved, inherit
 from lite_align.train.record import RECORD, read_record
 
@@ -166,16 +167,19 @@ def require_base(parent: Parent, fingerprint: str) -> None:
         )
 
 
-def require_fit(parent: Parent, skeleton: torch.nn.Module, targets: list[str]) -> None:
-    """Check names and shapes of the parent's adapter against a base without weights.
+def require_fit(parent: Parent, skeleton: PreTrainedModel, targets: list[str]) -> None:
+    """Check names and shapes of the parent's adapter, and of its head, against a base without weights.
 
     Raises:
-        ModelError: the adapter belongs to another base.
+        ModelError: the adapter or the head belongs to another base.
     """
     config, values = lora.read_adapter(parent.adapter)
     lora.check_shapes(
         {name: tuple(value.shape) for name, value in values.items()}, skeleton, targets, config["r"]
     )
+    if parent.role in WITH_HEAD:
+        size = skeleton.config.get_text_config().hidden_size
+        scalar_head.check({scalar_head.NAME: scalar_head.read(parent.adapter)}, torch.empty(size))
 
 
 def keep(parent: Parent, run: Path) -> Parent:

@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lite_align.errors import DriftError, ModelError, RecipeError, TrainingStopped, UserError
+from lite_align.model import scalar_head
 from lite_align.model.backbone import Backbone, Role, adapter_digest
-from lite_align.recipe import LoraOptions, ModelOptions
+from lite_align.recipe import LoraOptions, ModelOptions, load
 from lite_align.stages import answers, lineage, training
+from lite_align.stages.command import CommandOptions
 from lite_align.train import fit
+from tests.stages import small
 from tests.stages.commands import dpo
 
 WEIGHTS = "adapter_model.safetensors"
@@ -180,6 +183,28 @@ def test_a_reward_run_is_no_start_for_a_policy(parent, tiny_llama, tmp_path):
     bare = Path(shutil.copytree(copy / "adapters" / "reward", tmp_path / "bare"))
     save_file({"score.weight": torch.zeros(64)}, bare / "head.safetensors")
     assert "scores answers" in refused(bare, tiny_llama, tmp_path)
+
+
+def test_a_head_that_does_not_fit_is_refused_before_anything_is_written(parent, tiny_llama, tmp_path):
+    bare = Path(shutil.copytree(parent / "adapters" / "policy", tmp_path / "bare"))
+    data = small.write(tmp_path / "rows.jsonl", small.rows(24))
+
+    def reward(head: torch.Tensor, **options) -> Path | None:
+        save_file({"score.weight": head}, bare / "head.safetensors")
+        flags = {"model.name": str(tiny_llama), "model.adapter": str(bare)}
+        resolved = load(
+            "reward", data=str(data), flags=flags, sets=["train.max_steps=1", "data.held_out=0.25"]
+        )
+        return training.train(resolved, CommandOptions(tmp_path / "out", **options), small.silent())
+
+    for head, told in ((torch.zeros(3), "has the shape"), (torch.full((64,), float("nan")), "is not finite")):
+        with pytest.raises(ModelError, match=told) as stopped:
+            reward(head)
+        assert stopped.value.exit_code == 2
+        assert not (tmp_path / "out").exists()
+    start = torch.linspace(-1, 1, 64)
+    assert reward(start) == tmp_path / "out"
+    assert torch.equal(scalar_head.read(tmp_path / "out" / "adapters" / "reference"), start)
 
 
 def test_another_base_is_refused(parent, tiny_llama, tmp_path):
