@@ -110,7 +110,7 @@ def render(folder: RunFolder) -> str:
         origins=[(t, facts(folder.part(k))) for t, k in ORIGINS if folder.part(k)],
         command=command_line(folder.run.get("command")),
         times=[(k, clean(folder.run[k])) for k in ("started", "finished") if folder.run.get(k)],
-        parents=[clean(p) for p in folder.run.get("parents") or ()],
+        parents=[parent(p) for p in folder.run.get("parents") or ()],
     )
 
 
@@ -132,6 +132,14 @@ def clean(value: object) -> str:
     if isinstance(value, str):
         return safe(value)
     return safe(json.dumps(value, ensure_ascii=False, sort_keys=True))
+
+
+def parent(facts: object) -> str:
+    """What a run continues: "runs/sft (sft, adapter 1a2b3c4d5e6f)"."""
+    if not isinstance(facts, Mapping):
+        return clean(facts)
+    about = [str(facts.get("stage") or ""), f"adapter {str(facts.get('adapter', ''))[:12]}"]
+    return clean(f"{facts.get('run', '')} ({', '.join(filter(None, about))})")
 
 
 def together(text: str) -> str:

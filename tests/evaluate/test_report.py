@@ -280,3 +280,11 @@ CONTRAST = """() => {
 def test_in_a_browser_all_text_has_aa_contrast(build: Builder, scheme: str) -> None:
     with opened(write(build(chosen=-6.0)), color_scheme=scheme) as (page, _):
         assert page.evaluate(CONTRAST) >= 4.5
+
+
+def test_what_a_run_continues_is_told_by_name_and_hash(build: Callable[..., Path]) -> None:
+    folder = build()
+    record = json.loads((folder / "run.json").read_text())
+    parents = [{"run": "runs/sft-0001", "stage": "sft", "role": "policy", "adapter": "0123456789abcdef" * 4}]
+    (folder / "run.json").write_text(json.dumps({**record, "parents": parents}))
+    assert "Continues runs/sft-0001 (sft, adapter 0123456789ab)." in render(read(folder))
