@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -56,6 +57,8 @@ def strike(order: dict[str, Any]) -> None:
 
 def obey(order: dict[str, Any]) -> int:
     """What the child does: run the command line, struck as ordered, and return its exit code."""
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: Ctrl-C would do nothing here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
