@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import figure, pipeline, record, tables
+from benchmarks import figure, pipeline, record, reward_ablation, tables
 from benchmarks.gpu import tables as gpu_tables
 from lite_align.data.formats import FORMATS
 from lite_align.losses.catalogue import markdown_table
@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "benchmark": tables.section,
     "gpu": lambda: gpu_tables.section(record.RESULTS),
     "pipeline": pipeline.section,
+    "reward-ablation": reward_ablation.section,
     "losses": markdown_table,
     "formats": formats_table,
 }

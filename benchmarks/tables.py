@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks import dpo, record, sft
+from benchmarks import dpo, record, reward, sft
 from benchmarks.cases import Benchmark, Case
 from benchmarks.figure import PICTURE
 from benchmarks.scaling import RESULT as SCALING
@@ -29,24 +29,31 @@ CONVERSATIONS = (
     "padding, whichever is faster (`benchmarks/opponent_sft.py`)."
 )
 
+REWARDS = (
+    "`python -m benchmarks.reward` does the same for reward models, on the pairs of the first table. TRL's "
+    "RewardTrainer has no way without padding; rows of like length stand together (`benchmarks/opponent_reward.py`)."
+)
+
 
 def section(folder: Path = record.RESULTS) -> str:
     """Goals, growth and shortcuts, each from its file in a folder."""
-    files = (dpo.RESULT, sft.RESULT, SCALING, SHORTCUTS)
-    goals, conversations, scaling, shortcuts = (record.load(folder / file.name) for file in files)
+    files = (dpo.RESULT, sft.RESULT, reward.RESULT, SCALING, SHORTCUTS)
+    goals, conversations, rewards, scaling, shortcuts = (record.load(folder / file.name) for file in files)
+    others = {"sft": conversations, "reward": rewards}
+    named = {f"{stage} {name}": case for stage, cases in others.items() for name, case in cases.items()}
     parts = [
         INTRODUCTION,
         goal_table(dpo.BENCHMARK, goals),
         counted(goals),
         CONVERSATIONS,
         goal_table(sft.BENCHMARK, conversations),
+        REWARDS,
+        goal_table(reward.BENCHMARK, rewards),
         "How the cost grows (`python -m benchmarks.scaling`):",
         growth(scaling),
         "What each shortcut is worth (`python -m benchmarks.shortcuts`): with it against without it, all others on.",
         shortcut_table(shortcuts),
-        machines(
-            {**goals, **{f"sft {name}": case for name, case in conversations.items()}, **scaling, **shortcuts}
-        ),
+        machines({**goals, **named, **scaling, **shortcuts}),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

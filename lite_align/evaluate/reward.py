@@ -154,20 +154,21 @@ def _tables(found: Scores | None, details: Mapping[str, Scores]) -> list[Table]:
     tables = [
         Table(
             "Does the score see the prompt?",
-            ("category", *SWAPS.values()),
+            ("category", "prompts", "same category", "another category"),
             [
-                (name, *(_share(scores.swaps.get(kind)) for kind in SWAPS))
+                (name, _prompts(scores.swaps), *(_share(scores.swaps.get(kind)) for kind in SWAPS))
                 for name, scores in every.items()
                 if scores.swaps
             ],
-            "Share of held-out prompts whose own chosen answer scores higher than an answer that was given to another "
-            "prompt. Both are good answers: a model that judges style alone stands at 50 %.",
+            "Share of held-out prompts whose own chosen answer scores higher than the chosen answer to another prompt, "
+            "of the same or of another category. Both are good answers: a model that judges style alone stands at 50 %.",
         ),
         Table(
             "Answers that must score low",
             ("in the place of the chosen answer", "scores lower in"),
             [(text, _share(found.probes[kind])) for kind, text in PROBES.items() if kind in found.probes],
-            "Share of held-out prompts whose chosen answer scores higher than a text without value.",
+            f"Share of {_prompts(found.probes)} held-out prompts whose chosen answer scores higher than a text without "
+            "value.",
         ),
         Table(
             "Confidence and accuracy",
@@ -199,7 +200,11 @@ def _tables(found: Scores | None, details: Mapping[str, Scores]) -> list[Table]:
 
 
 def _share(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{percent(interval.value)} {bracket(interval)} of {interval.count:,}"
+    return "–" if interval is None else f"{percent(interval.value)} {bracket(interval)}"
+
+
+def _prompts(shares: Mapping[str, Interval]) -> str:
+    return f"{max((interval.count for interval in shares.values()), default=0):,}"
 
 
 def _inaccurate(folder: RunFolder, found: Scores | None) -> str | None:

@@ -14,10 +14,13 @@ from benchmarks import (
     cases,
     dpo,
     figure,
+    lite_reward,
     lite_sft,
     opponent,
+    opponent_reward,
     opponent_sft,
     record,
+    reward,
     scaling,
     sft,
     shortcuts,
@@ -316,3 +319,37 @@ def test_a_small_comparison_of_sft_trains_the_same_tokens_from_the_same_loss(tmp
         assert min(found["seconds_per_example"], ours["seconds_per_example"]) > 0
     padded, unpadded = (found["tokens_per_example"] for found in theirs)
     assert unpadded == ours["tokens_per_example"] < padded
+
+
+# Reward models.
+
+
+def test_a_measured_case_of_a_reward_model_has_a_table_of_its_own(tmp_path: Path):
+    record.add(tmp_path / reward.RESULT.name, "15m/nf4", case(ours=0.25, theirs=0.75))
+    text = tables.section(tmp_path)
+    assert (
+        "| 15M, nf4 | 1 | 0.750 (0.750–0.750) | 0.250 (0.250–0.250) | **3.00x** (goal: at least 2) | "
+        "**0.50x** (goal: at most 1) |" in text
+    )
+
+
+def test_both_sides_of_a_reward_model_train_alike():
+    from benchmarks.lite_reward import resolve
+
+    recipe = resolve(Work("tiny", "rows.jsonl", examples=8, epochs=3), "nf4", [])
+    flags = {name: flag.value for name, flag in opponent_reward.REWARD_FLAGS.items()}
+    assert recipe.loss.center_rewards_coefficient == flags["center_rewards_coefficient"]
+    assert recipe.loss.judge_suffix is None
+    assert recipe.train.batch_size == flags["per_device_train_batch_size"]
+    assert all(flag.reason for flag in opponent_reward.REWARD_FLAGS.values())
+
+
+@pytest.mark.slow
+@pytest.mark.trl
+def test_a_small_comparison_of_reward_models(tmp_path: Path):
+    """Both sides check that they train on all pairs, TRL's that its head is trained."""
+    work = reward.BENCHMARK.work(tmp_path, reward.TOY["toy/bf16"])
+    ours = sides.run(lite_reward.side("bf16"), replace(work, threads=1))
+    theirs = sides.run(opponent_reward.sides("bf16")[TRL], replace(work, threads=1))
+    assert min(found["seconds_per_example"] for found in (ours, theirs)) > 0
+    assert ours["tokens_per_example"] < theirs["tokens_per_example"]
