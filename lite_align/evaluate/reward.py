@@ -160,8 +160,8 @@ def _tables(found: Scores | None, details: Mapping[str, Scores]) -> list[Table]:
                 for name, scores in every.items()
                 if scores.swaps
             ],
-            "Share of held-out prompts whose own chosen answer scores higher than the chosen answer to another prompt, "
-            "of the same or of another category. Both are good answers: a model that judges style alone stands at 50 %.",
+            "Share of held-out prompts whose own chosen answer scores higher than the chosen answer to another "
+            "prompt, of the same or of another category. Both are good answers: a model that judges style alone stands at 50 %.",
         ),
         Table(
             "Answers that must score low",
