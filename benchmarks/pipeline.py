@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,12 @@ def section(folder: Path = record.RESULTS) -> str:
     if case is None:
         return f"{MISSING}\n"
     runs, table = case["runs"], case["summary"]
-    names = list(runs[0]["before"])
+    names = in_order(runs[0]["before"])
     seeds = ", ".join(str(one["seed"]) for one in runs)
     header = ["prompts", "base", *names, *(f"{name} − {runs[0]['before'][name]} [95 %]" for name in names)]
     rows = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for group, entry in table.items():
-        means = [f"{value:.3f}" for value in entry["means"].values()]
+        means = [f"{entry['means'][name]:.3f}" for name in ("base", *names)]
         rows.append(f"| {' | '.join([group, *means, *(shown(entry[name]['prompts']) for name in names)])} |")
     losses = [f"{one['sft_loss']['before']:.3f} → {one['sft_loss']['after']:.3f}" for one in runs]
     ranked = [f"{100 * one['reward']['accuracy']:.0f} %" for one in runs]
@@ -166,6 +166,14 @@ def section(folder: Path = record.RESULTS) -> str:
             "",
         ]
     )
+
+
+def in_order(before: Mapping[str, str]) -> list[str]:
+    """Policies, each after the one that it continues."""
+    names: list[str] = []
+    while left := [name for name in before if name not in names]:
+        names += [name for name in left if before[name] in ("base", *names)]
+    return names
 
 
 def shown(interval: dict[str, float]) -> str:

@@ -46,9 +46,10 @@ def test_the_section_shows_every_seed(tmp_path: Path):
         "prompts": 3,
     }
     assert pipeline.section(tmp_path) == f"{pipeline.MISSING}\n"
-    (tmp_path / pipeline.RESULT.name).write_text(json.dumps({"cases": {pipeline.CASE: case}}))
+    (tmp_path / pipeline.RESULT.name).write_text(json.dumps({"cases": {pipeline.CASE: case}}, sort_keys=True))
     text = pipeline.section(tmp_path)
     assert "| all | 0.100 | 0.400 | 0.700 |" in text
+    assert "| prompts | base | sft | dpo | sft − base [95 %] | dpo − sft [95 %] |" in text
     assert "seeds 1, 2" in text
     assert "+0.200, +0.400" in text
     assert "60 to 70 s on a CPU" in text
