@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lite_align.data.types import Conversation, Message
-from lite_align.errors import DataError, UserError
+from lite_align.errors import DataError, DiskFull, LiteAlignError, UserError
 from lite_align.model.backbone import Role
 from lite_align.stages.keyboard import KEY, line_reader
 from lite_align.stages.scorer import Score, Scorer
@@ -246,7 +246,7 @@ class Talk:
         path = Path(name).expanduser()
         try:
             append(path, self.history)
-        except UserError as error:
+        except (UserError, DiskFull) as error:
             self.view.section("chat", error.what, error.remedy)
             return
         self.view.section("saved", f"{len(self.history):,} answers → {path}")
@@ -287,7 +287,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         with files.explained(path):
             yield
-    except UserError:
+    except (UserError, DiskFull):
         raise
-    except Exception as error:
-        raise UserError(f"{path} cannot be written: {error}", remedy="Give another file.") from error
+    except LiteAlignError as error:  # a folder, or a file in a folder that is not there: it was typed
+        raise UserError(f"{path} cannot be written: {error.what}", remedy="Give another file.") from error

@@ -38,11 +38,7 @@ def prepare(
         resolved = lineage.settle(resolved, parent)
     resolved = session.settle(resolved, stored, on)
     recipe = resolved.recipe
-    if recipe.model.name == TINY and resolved.provenance["model.name"].startswith("auto"):
-        view.warn(
-            "No CUDA device: this run uses tiny, the demo model in the package. It knows only the small world of "
-            "data_samples/; use --model PATH for a real one."
-        )
+    tell_demo(resolved, view)
     parameters = load.parameter_count(recipe.model.name, recipe.model.revision)
     memory = meter(on)
     machine = resources.Machine.of(recipe.model, memory, on)
@@ -58,15 +54,7 @@ def prepare(
     resolved = procedure.settle(resolved, train)
     resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
     total = session.total_steps(resolved.recipe, len(train))
-    amount = resources.Amount.of(
-        resolved.recipe.train,
-        procedure.trees(resolved.recipe, train),
-        procedure.trees(resolved.recipe, held_out),
-        examples=len(train),
-        steps=total,
-        has_reference=procedure.has_reference,
-        scores_mismatched=procedure.scores_mismatched,
-    )
+    amount = amount_of(procedure, resolved.recipe, train, held_out, total)
     resolved, forecast = resources.settle(resolved, amount, machine)
     hashes = {
         "data": read.table.sha256,
@@ -92,6 +80,34 @@ def prepare(
         memory,
         parent,
         loading,
+    )
+
+
+def tell_demo(resolved: Resolved[Any], view: View) -> None:
+    """Warn of a run that nobody gave a model, so that it takes the demo's."""
+    if resolved.recipe.model.name == TINY and resolved.provenance["model.name"].startswith("auto"):
+        view.warn(
+            "No CUDA device: this run uses tiny, the demo model in the package. It knows only the small world of "
+            "data_samples/; use --model PATH for a real one."
+        )
+
+
+def amount_of(
+    procedure: Procedure[RowT],
+    recipe: Any,
+    train: list[tuple[RowT, Tree]],
+    held_out: list[tuple[RowT, Tree]],
+    steps: int,
+) -> resources.Amount:
+    """What the run works on, with the rows as its procedure computes them."""
+    return resources.Amount.of(
+        recipe.train,
+        procedure.trees(recipe, train),
+        procedure.trees(recipe, held_out),
+        examples=len(train),
+        steps=steps,
+        has_reference=procedure.has_reference,
+        scores_mismatched=procedure.scores_mismatched,
     )
 
 

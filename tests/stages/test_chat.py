@@ -1,5 +1,6 @@
 """chat: the conversation grows, commands work, history can be trained on, and a person at a terminal sees it."""
 
+import errno
 import io
 import json
 import os
@@ -190,6 +191,16 @@ def test_a_save_that_fails_does_not_end_the_talk(tmp_path):
     assert " policy    answer 2\n" in out
     with pytest.raises(UserError):
         chat.append(tmp_path, [{}])
+
+
+def test_a_full_disk_is_told_as_one_and_the_talk_goes_on(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(chat.files, "append", full)
+    out = talk(Partner(), ["Hi", f"/save {tmp_path / 'talk.jsonl'}", "Next"])
+    assert "Make room on that disk" in " ".join(out.split())
+    assert " policy    answer 2\n" in out
 
 
 # At a terminal.
