@@ -200,6 +200,7 @@ def test_a_full_disk_is_told_as_one_and_the_talk_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(chat.files, "append", full)
     out = talk(Partner(), ["Hi", f"/save {tmp_path / 'talk.jsonl'}", "Next"])
     assert "Make room on that disk" in " ".join(out.split())
+    assert "Give another file" not in out
     assert " policy    answer 2\n" in out
 
 

@@ -2,14 +2,17 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lite_align.errors import UserError
 from lite_align.model.backbone import adapter_digest
-from lite_align.recipe import load_pipeline
+from lite_align.recipe import load, load_pipeline
 from lite_align.stages import answers, pipeline, training
 from lite_align.stages.command import CommandOptions
 from lite_align.train import fit
@@ -138,3 +141,27 @@ def test_json_is_one_record_of_all_stages_at_the_end(recipe):
     last = json.loads(out.getvalue().splitlines()[-1] if "\n{" in out.getvalue() else out.getvalue())
     assert set(last["runs"]) == {"first", "second"}
     assert last["score"] is None
+
+
+def test_inputs_are_contents_and_not_names(tiny_llama, tmp_path):
+    """Another place changes nothing; another adapter, file or base under the old name does."""
+    data = small.write(tmp_path / "rows.jsonl", small.rows(4))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    weights = adapter / "adapter_model.safetensors"
+
+    def digest(folder: Path, rows: Path) -> str:
+        return pipeline.inputs(
+            load("dpo", data=str(rows), flags={"model.name": str(tiny_llama), "model.adapter": str(folder)})
+        )
+
+    save_file({"w": torch.zeros(2)}, weights)
+    before = digest(adapter, data)
+    moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
+    assert digest(moved, Path(shutil.copy(data, tmp_path / "other.jsonl"))) == before
+    save_file({"w": torch.ones(2)}, weights)
+    assert digest(adapter, data) != before
+    small.write(data, small.rows(5))
+    assert digest(moved, data) != before
