@@ -1,4 +1,4 @@
-"""Shared fixtures: no network, few threads, and a tiny real model folder (Llama, byte-level BPE, chat template)."""
+"""Shared fixtures: no network, one thread, and a tiny real model folder (Llama, byte-level BPE, chat template)."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 # The tests are about the CPU; `CUDA_VISIBLE_DEVICES=0 pytest -m gpu` runs those about CUDA.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-# Threads that wait by spinning slow everything down where the cores are shared.
+# Tests run side by side, one on each core: what they start has one thread too, and does not wait by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
@@ -14,6 +15,18 @@ import torch
 
 # As `load_model` does; before the first parallel operation, because threads inherit it when they are made.
 torch.set_flush_denormal(True)
+
+MOST_WORKERS = 8  # each has torch and transformers in memory
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Give every core a worker; on a GPU one alone, which has its memory to itself."""
+    if os.environ["CUDA_VISIBLE_DEVICES"]:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -23,9 +36,7 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 
 @pytest.fixture(autouse=True)
-def few_threads_and_own_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every test its own cache folder, so that no test sees what another one stored."""
     monkeypatch.setenv("LITE_ALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
 

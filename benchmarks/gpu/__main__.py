@@ -182,8 +182,19 @@ def tests(part: Part) -> None:
         if "pytest.mark.gpu" in file.read_text(encoding="utf-8") and file.parent.name != "benchmarks"
     )
     report = part.scratch.folder / "tests.xml"
-    # A warning of another version is no failure here.
-    options = ["-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    # A warning of another version is no failure here, and the project's own options ask for plugins of pytest.
+    options = [
+        "-o",
+        "addopts=",
+        "-m",
+        "gpu",
+        "-q",
+        "-W",
+        "default",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
     visible = {} if part.args.small else {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
     try:
         subprocess.run(

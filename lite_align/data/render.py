@@ -10,26 +10,16 @@ text of the data that would become a control token (LA206). The characters of ea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lite_align.data.encode import DataSpan, Encoder, Fragment, Piece, slot_at
-from lite_align.data.template import (
-    PLAIN,
-    ChatTemplate,
-    Point,
-    Refused,
-    Shape,
-    Structure,
-    dissect,
-    fold_system,
-)
+from lite_align.data.layout import Layout, Layouts
+from lite_align.data.template import ChatTemplate, Refused
 from lite_align.data.types import Conversation, Message, Pair, Rendered
 from lite_align.errors import DataError, ModelError
 
 CHUNK = 512  # rows that are encoded together
-_REMEMBERED = 4096  # shapes
 _ANSWER = Message("assistant", "An answer")
 
 
@@ -62,38 +52,6 @@ class Unusable:
     detail: str
 
 
-class _Turn(NamedTuple):
-    """A trained turn inside a structure: where it begins, the text before that, where its stop token is."""
-
-    begin: Point
-    context: str
-    stop: Point | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """All that follows from the shape of a conversation alone."""
-
-    structure: Structure
-    turns: tuple[_Turn, ...]
-    controls: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """A rendered conversation cut into fragments; offsets are in characters of the whole text.
-
-    Fragment 0 is the prompt, fragment i begins with trained turn i; `ends[i - 1]` is where its stop token begins
-    and whether it has one (if not, where its content ends).
-    """
-
-    fragments: tuple[Fragment, ...]
-    begins: tuple[int, ...]
-    ends: tuple[tuple[int, bool], ...]
-    slots: tuple[DataSpan, ...]
-    controls: tuple[int, ...]
-
-
 class Renderer:
     """Renders conversations and pairs for one tokenizer.
 
@@ -124,10 +82,9 @@ class Renderer:
         self.tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, template, trusted=trusted)
         self._encoder = Encoder(tokenizer, self._template.source, self._template.written)
-        self._plans: dict[tuple[Shape, int], _Plan] = {}
-        self._injected: set[str] = set()
         self.template_sha256 = self._template.sha256
-        self.turn_end = self._turn_end()
+        self._layouts = Layouts(self._template, self._encoder)
+        self.turn_end = self._layouts.turn_end
         eos = tokenizer.eos_token_id
         self.stop_ids = frozenset({self.turn_end} | ({eos} if isinstance(eos, int) else set()))
         self._check_a_plain_conversation(vocabulary)
@@ -137,7 +94,7 @@ class Renderer:
         """What a reader of the plan should know about this template, one sentence each."""
         injected = [
             f"the template writes {text!r} before an answer: it belongs to the prompt and is not trained"
-            for text in sorted(self._injected)
+            for text in sorted(self._layouts.injected)
         ]
         return [*self._template.notes, *injected]
 
@@ -164,9 +121,9 @@ class Renderer:
     ) -> list[Rendered | Unusable]:
         """`conversation` for many prompts and answers, all in one call of the tokenizer."""
 
-        def layout(prompt: Conversation, answer: Conversation) -> _Layout | Unusable:
+        def layout(prompt: Conversation, answer: Conversation) -> Layout | Unusable:
             try:
-                return self._layout(prompt, answer)
+                return self._layouts.of(prompt, answer)
             except Refused as refusal:
                 return Unusable(refusal.reason, refusal.detail)
 
@@ -178,7 +135,7 @@ class Renderer:
         Trained is everything but the first token, which no token stands before.
         """
         whole = [
-            _Layout((("", text),), (0,), (), (DataSpan(0, len(text), "assistant"),), ()) for text in texts
+            Layout((("", text),), (0,), (), (DataSpan(0, len(text), "assistant"),), ()) for text in texts
         ]
         begin = self._text_begin()
         end = self.tokenizer.eos_token_id
@@ -264,130 +221,19 @@ class Renderer:
             shown = max(shown, len(text))
         return spans
 
-    # From a conversation to a layout of characters.
-
-    def _layout(self, prompt: Conversation, answer: Conversation) -> _Layout:
-        messages, first = (*prompt, *answer), len(prompt)
-        if not answer or answer[-1].role != "assistant":
-            raise Refused("roles", "the answer does not end with an assistant turn")
-        if self._template.folds_system and messages[0].role == "system":
-            messages, first = fold_system(messages), max(first - 1, 1)
-        dissected = [dissect(message) for message in messages]
-        for message, (shape, _) in zip(messages[first:], dissected[first:]):
-            if message.role == "assistant" and None not in shape:
-                raise Refused("empty", "an answer is empty")
-        plan = self._plan(tuple((m.role, shape) for m, (shape, _) in zip(messages, dissected)), first)
-
-        pieces, slots, begins, position = [plan.structure.literals[0]], [], [0], 0
-        position = len(pieces[0])
-        for slot, literal in zip(plan.structure.slots, plan.structure.literals[1:]):
-            text = dissected[slot.message][1][slot.part]
-            slots.append(DataSpan(position, position + len(text), messages[slot.message].role))
-            begins.append(position + len(text))
-            pieces += text, literal
-            position += len(text) + len(literal)
-        text = "".join(pieces)
-        self._compare(text, messages)
-
-        def place(point: Point) -> int:
-            return begins[point.literal] + point.offset
-
-        cuts = [0, *(place(turn.begin) for turn in plan.turns), len(text)]
-        contexts = ["", *(turn.context for turn in plan.turns)]
-        ends = []
-        for turn, following in zip(plan.turns, cuts[2:]):
-            last = max(end for _, end, _ in slots if end <= following)
-            ends.append((place(turn.stop), True) if turn.stop else (last, False))
-        fragments = tuple((context, text[a:b]) for context, a, b in zip(contexts, cuts, cuts[1:]))
-        return _Layout(fragments, tuple(cuts[:-1]), tuple(ends), tuple(slots), plan.controls)
-
-    def _compare(self, text: str, messages: Conversation) -> None:
-        """The text put together must be what the template writes, which may look at contents (LA207)."""
-        rendered = self._template.render([{"role": m.role, "content": m.content} for m in messages])
-        if rendered != text:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(text, rendered)) if a != b), min(len(text), len(rendered))
-            )
-            raise Refused(
-                "template",
-                "LA207: the chat template rewrites a message because of what it says: "
-                f"{rendered[max(0, at - 20) : at + 40]!r}",
-            )
-
-    def _plan(self, shape: Shape, first: int) -> _Plan:
-        plan = self._plans.get((shape, first))
-        if plan is None:
-            if len(self._plans) >= _REMEMBERED:
-                self._plans.clear()
-            structure = self._template.structure(shape)
-            for slot in structure.dropped:
-                if slot.message >= first:
-                    raise Refused("template", "LA207: the chat template drops the reasoning of the answer")
-            turns = tuple(
-                self._turn(structure, shape, k, strict=k == first)
-                for k in range(first, len(shape))
-                if shape[k][0] == "assistant"
-            )
-            marked = "x".join(structure.literals)
-            controls = tuple(control.id for control in self._encoder.controls(marked))
-            plan = self._plans[shape, first] = _Plan(structure, turns, controls)
-        return plan
-
-    def _turn(self, structure: Structure, shape: Shape, number: int, *, strict: bool) -> _Turn:
-        """Where trained turn `number` begins and stops.
-
-        It begins after the generation prompt. Text that the template writes between that and a plain answer
-        (an empty thinking block) belongs to the prompt too, if this conversation has it.
-        """
-        earlier = shape[:number]
-        prompt = structure.after(self._template.structure(earlier, generation=True))
-        opened = self._template.structure((*earlier, ("assistant", PLAIN)))
-        opening = structure.after(Structure(opened.literals[:-1], opened.slots[:-1]))
-        begin = prompt
-        if opening is not None:
-            start = prompt.offset if prompt is not None and prompt.literal == opening.literal else 0
-            injected = structure.literals[opening.literal][start : opening.offset]
-            if prompt is not None and injected.strip():
-                self._injected.add(injected)
-                begin = opening
-            elif prompt is None and not strict:
-                begin = opening
-        if begin is None and not strict:
-            begin = Point(next(i for i, slot in enumerate(structure.slots) if slot.message == number), 0)
-            begin = Point(begin.literal, len(structure.literals[begin.literal]))
-        if begin is None:
-            raise Refused(
-                "template",
-                "LA204: the prompt with the template's generation prompt is not how prompt and answer begin",
-            )
-        before = structure.literals[begin.literal][: begin.offset]
-        controls = self._encoder.controls(before)
-        context = before[controls[-1].start :] if controls else before
-        return _Turn(begin, context, self._stop(structure, number))
-
-    def _stop(self, structure: Structure, number: int) -> Point | None:
-        """The first control token after the last slot of a turn, if it is the one that ends turns."""
-        literal = 1 + max(i for i, slot in enumerate(structure.slots) if slot.message == number)
-        controls = self._encoder.controls(structure.literals[literal])
-        if controls and controls[0].id == self.turn_end:
-            return Point(literal, controls[0].start)
-        return None
-
-    # From characters to tokens.
-
-    def _rendered(self, layouts: Sequence[_Layout | Unusable]) -> list[Rendered | Unusable]:
+    def _rendered(self, layouts: Sequence[Layout | Unusable]) -> list[Rendered | Unusable]:
         """Ids and mask of each layout, all in one batch; what cannot be used stays what it is."""
-        usable = [layout for layout in layouts if isinstance(layout, _Layout)]
+        usable = [layout for layout in layouts if isinstance(layout, Layout)]
         encoded = self._encoder.batch(fragment for layout in usable for fragment in layout.fragments)
         results: list[Rendered | Unusable] = []
         for layout in layouts:
             try:
-                results.append(self._assemble(layout, encoded)[0] if isinstance(layout, _Layout) else layout)
+                results.append(self._assemble(layout, encoded)[0] if isinstance(layout, Layout) else layout)
             except Refused as refusal:
                 results.append(Unusable(refusal.reason, refusal.detail))
         return results
 
-    def _assemble(self, layout: _Layout, encoded: dict[Fragment, Piece]) -> tuple[Rendered, int]:
+    def _assemble(self, layout: Layout, encoded: dict[Fragment, Piece]) -> tuple[Rendered, int]:
         ids: list[int] = []
         trained: list[bool] = []
         controls: list[int] = []
@@ -408,7 +254,7 @@ class Renderer:
         return Rendered(tuple(ids), tuple(trained)), prompt
 
     @staticmethod
-    def _mask(number: int, layout: _Layout, stretches: list[tuple[int, Piece]]) -> list[bool]:
+    def _mask(number: int, layout: Layout, stretches: list[tuple[int, Piece]]) -> list[bool]:
         """Trained are, in every fragment but the prompt, the tokens up to and including the stop token."""
         mask: list[bool] = []
         if number == 0:
@@ -434,10 +280,10 @@ class Renderer:
         results: list[AnswerTokens | Unusable | None] = [None] * len(examples)
         pending = [(number, prompt) for number, (prompt, _) in enumerate(examples)]
         while pending:
-            ready: list[tuple[int, Conversation, list[_Layout]]] = []
+            ready: list[tuple[int, Conversation, list[Layout]]] = []
             for number, prompt in pending:
                 try:
-                    layouts = [self._layout(prompt, answer) for answer in examples[number][1]]
+                    layouts = [self._layouts.of(prompt, answer) for answer in examples[number][1]]
                     ready.append((number, prompt, layouts))
                 except Refused as refusal:
                     results[number] = Unusable(refusal.reason, refusal.detail)
@@ -456,7 +302,7 @@ class Renderer:
 
     def _fit(
         self,
-        layouts: Sequence[_Layout],
+        layouts: Sequence[Layout],
         encoded: dict[Fragment, Piece],
         max_length: int,
         turns_dropped: int,
@@ -471,18 +317,6 @@ class Renderer:
             parts = f"{prompt:,} of the prompt and {longest - prompt:,} of {which}"
             return Unusable("too_long", f"{longest:,} tokens ({parts}) do not fit in {max_length:,}")
         return AnswerTokens(tuple(rendered for rendered, _ in assembled), turns_dropped)
-
-    def _turn_end(self) -> int:
-        """The control token with which the template ends an assistant turn (LA202)."""
-        structure = self._template.structure((("user", PLAIN), ("assistant", PLAIN)))
-        controls = self._encoder.controls(structure.literals[-1])
-        if not controls:
-            raise ModelError(
-                "LA202: the chat template ends an assistant turn without a stop token.",
-                details=(f"After an answer it writes {structure.literals[-1]!r} alone.",),
-                remedy="Use a template that writes the end token after each assistant turn.",
-            )
-        return controls[0].id
 
     def _check_a_plain_conversation(self, vocabulary: int | None) -> None:
         question, answer = Message("user", "Which fruit is red?"), Message("assistant", "An apple, for one.")

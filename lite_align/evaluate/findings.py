@@ -4,12 +4,14 @@ Each stage has a module that fills a `Verdict` from the files of a run folder; `
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lite_align.evaluate.folder import Record, RunFolder, is_number
-from lite_align.evaluate.statistics import percent
+from lite_align.evaluate.statistics import Interval, bracket, percent
+
+T = TypeVar("T")
 
 Word = Literal["better", "worse", "better than chance", "worse than chance", "no evidence either way"]
 
@@ -101,6 +103,36 @@ class Verdict:
     headline: str = ""
     categories: Categories | None = None
     tables: list[Table] = field(default_factory=list[Table])
+
+
+def by_category(rows: Sequence[Record], measure: Callable[[Sequence[Record]], T]) -> dict[str, T]:
+    """Figures of the rows of each category; none where there is only one."""
+    groups: dict[str, list[Record]] = {}
+    for row in rows:
+        groups.setdefault(str(row.get("category") or "without category"), []).append(row)
+    return {name: measure(groups[name]) for name in sorted(groups)} if len(groups) > 1 else {}
+
+
+def share_row(name: str, before: float, after: Interval) -> CategoryRow:
+    """The row of a category whose figures are shares, 0 to 1."""
+    return CategoryRow(
+        name=name,
+        count=after.count,
+        before=percent(before),
+        after=percent(after.value),
+        interval=bracket(after),
+        dot_before=round(100 * before, 2),
+        dot=round(100 * after.value, 2),
+        low=round(100 * after.low, 2),
+        high=round(100 * after.high, 2),
+    )
+
+
+def few_held_out(count: int, rows: str) -> str | None:
+    """Warn of a set of held-out rows in which only large effects show."""
+    if not 0 < count < SMALL_HELD_OUT:
+        return None
+    return f"Only {count} held-out {rows}: small effects cannot show. Raise data.held_out or add data."
 
 
 def unmeasured(label: str) -> Figure:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lite_align.evaluate.findings import (
-    SMALL_HELD_OUT,
     Categories,
     CategoryRow,
     Figure,
     Verdict,
     Word,
+    by_category,
+    few_held_out,
     hardly_moved,
     held_out_loss_rises,
     length_figure,
@@ -56,7 +57,7 @@ def judge(folder: RunFolder) -> Verdict:
         warnings=[text for check in CHECKS if (text := check(folder, figures)) is not None],
         figures=_figures(figures, folder.answers),
         headline=_headline(figures),
-        categories=_categories(_by_category(rows)),
+        categories=_categories(by_category(rows, measure)),
     )
 
 
@@ -90,13 +91,6 @@ def _is_measured(row: Record) -> bool:
         for side in sides
     )
     return known and is_number(row.get("tokens")) and row["tokens"] > 0
-
-
-def _by_category(rows: Sequence[Record]) -> dict[str, HeldOut]:
-    groups: dict[str, list[Record]] = {}
-    for row in rows:
-        groups.setdefault(str(row.get("category") or "without category"), []).append(row)
-    return {name: measure(groups[name]) for name in sorted(groups)} if len(groups) > 1 else {}
 
 
 def _word(figures: HeldOut | None) -> Word:
@@ -190,12 +184,6 @@ def _category_row(name: str, row: HeldOut, most: float) -> CategoryRow:
     )
 
 
-def _small(folder: RunFolder, figures: HeldOut | None) -> str | None:
-    if figures is None or figures.count >= SMALL_HELD_OUT:
-        return None
-    return f"Only {figures.count} held-out rows: small effects cannot show. Raise data.held_out or add data."
-
-
 def _memorised(folder: RunFolder, figures: HeldOut | None) -> str | None:
     _, values = folder.series("loss")
     if figures is None or len(values) < LAST_ROWS:
@@ -215,5 +203,5 @@ CHECKS: tuple[Check, ...] = (
     lambda folder, _: held_out_loss_rises(folder),
     lambda folder, _: training_loss_rises(folder),
     lambda folder, _: hardly_moved(folder),
-    _small,
+    lambda _, figures: few_held_out(figures.count if figures else 0, "rows"),
 )

@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lite_align.evaluate.findings import (
-    SMALL_HELD_OUT,
     Categories,
-    CategoryRow,
     Figure,
     Verdict,
     Word,
+    by_category,
+    few_held_out,
     hardly_moved,
     held_out_loss_rises,
     length_change,
     length_drifts,
     length_figure,
+    share_row,
     training_loss_rises,
     unmeasured,
 )
@@ -98,7 +99,7 @@ def judge(folder: RunFolder) -> PreferenceVerdict:
     """The verdict on the files of a dpo run."""
     rows = [row for row in folder.held_out if _is_measured(row)]
     figures = measure(rows) if rows else None
-    details = _by_category(rows)
+    details = by_category(rows, measure)
     return PreferenceVerdict(
         word=_word(figures),
         sentences=_sentences(figures, words_for(folder)),
@@ -137,13 +138,6 @@ def measure(rows: Sequence[Record]) -> HeldOut:
 def _is_measured(row: Record) -> bool:
     sides = row.get("before"), row.get("after")
     return all(isinstance(side, Mapping) and is_number(side.get("margin")) for side in sides)
-
-
-def _by_category(rows: Sequence[Record]) -> dict[str, HeldOut]:
-    groups: dict[str, list[Record]] = {}
-    for row in rows:
-        groups.setdefault(str(row.get("category") or "without category"), []).append(row)
-    return {name: measure(groups[name]) for name in sorted(groups)} if len(groups) > 1 else {}
 
 
 def _word(figures: HeldOut | None) -> Word:
@@ -208,31 +202,7 @@ def _categories(details: Mapping[str, HeldOut]) -> Categories | None:
         "0 to 100 %",
         "Ring: before; dot and bar: after with its interval; dashes: chance. Intervals are of single categories; "
         "among many, one that leaves 50 % may do so by chance.",
-        [_category_row(name, row) for name, row in details.items()],
-    )
-
-
-def _category_row(name: str, row: HeldOut) -> CategoryRow:
-    after = row.accuracy
-    return CategoryRow(
-        name=name,
-        count=row.count,
-        before=percent(row.accuracy_before.value),
-        after=percent(after.value),
-        interval=bracket(after),
-        dot_before=round(100 * row.accuracy_before.value, 2),
-        dot=round(100 * after.value, 2),
-        low=round(100 * after.low, 2),
-        high=round(100 * after.high, 2),
-    )
-
-
-def _small(folder: RunFolder, figures: HeldOut | None) -> str | None:
-    if figures is None or figures.count >= SMALL_HELD_OUT:
-        return None
-    rows = words_for(folder).rows
-    return (
-        f"Only {figures.count} held-out {rows}: small effects cannot show. Raise data.held_out or add data."
+        [share_row(name, row.accuracy_before.value, row.accuracy) for name, row in details.items()],
     )
 
 
@@ -283,5 +253,5 @@ CHECKS: tuple[Check, ...] = (
     lambda folder, _: held_out_loss_rises(folder),
     lambda folder, _: training_loss_rises(folder),
     lambda folder, _: hardly_moved(folder),
-    _small,
+    lambda folder, figures: few_held_out(figures.count if figures else 0, words_for(folder).rows),
 )

@@ -8,20 +8,21 @@ import math
 from collections.abc import Callable, Mapping
 
 from lite_align.evaluate.findings import (
-    SMALL_HELD_OUT,
     Categories,
-    CategoryRow,
     Figure,
     Table,
     Verdict,
     Word,
+    by_category,
+    few_held_out,
     hardly_moved,
     held_out_loss_rises,
+    share_row,
     training_loss_rises,
     unmeasured,
 )
 from lite_align.evaluate.folder import RunFolder
-from lite_align.evaluate.scores import PROBES, SWAPS, Scores, by_category, measure, measured
+from lite_align.evaluate.scores import PROBES, SWAPS, Scores, measure, measured
 from lite_align.evaluate.statistics import Interval, bracket, percent
 
 # Below this, optimising for the scores follows their mistakes (RLHF folklore asks for 0.65 to 0.75).
@@ -37,7 +38,7 @@ def judge(folder: RunFolder) -> Verdict:
     """The verdict on the files of a reward run."""
     rows = measured(folder.held_out)
     found = measure(rows) if rows else None
-    categories = by_category(rows)
+    categories = by_category(rows, measure)
     return Verdict(
         word=_word(found),
         sentences=_sentences(found),
@@ -126,24 +127,9 @@ def _categories(details: Mapping[str, Scores]) -> Categories | None:
         "0 to 100 %",
         "Dot and bar: accuracy with its interval; ring: what “the longer answer wins” would reach; dashes: chance. "
         "Intervals are of single categories; among many, one that leaves 50 % may do so by chance.",
-        [_category(name, found) for name, found in details.items()],
+        [share_row(name, found.longer.value, found.accuracy) for name, found in details.items()],
         compared="longer wins",
         measured="accuracy",
-    )
-
-
-def _category(name: str, found: Scores) -> CategoryRow:
-    own, longer = found.accuracy, found.longer
-    return CategoryRow(
-        name=name,
-        count=found.count,
-        before=percent(longer.value),
-        after=percent(own.value),
-        interval=bracket(own),
-        dot_before=round(100 * longer.value, 2),
-        dot=round(100 * own.value, 2),
-        low=round(100 * own.low, 2),
-        high=round(100 * own.high, 2),
     )
 
 
@@ -254,12 +240,6 @@ def _overconfident(folder: RunFolder, found: Scores | None) -> str | None:
     )
 
 
-def _small(folder: RunFolder, found: Scores | None) -> str | None:
-    if found is None or found.count >= SMALL_HELD_OUT:
-        return None
-    return f"Only {found.count} held-out pairs: small effects cannot show. Raise data.held_out or add data."
-
-
 Check = Callable[[RunFolder, Scores | None], str | None]
 CHECKS: tuple[Check, ...] = (
     _inaccurate,
@@ -270,5 +250,5 @@ CHECKS: tuple[Check, ...] = (
     lambda folder, _: held_out_loss_rises(folder),
     lambda folder, _: training_loss_rises(folder),
     lambda folder, _: hardly_moved(folder),
-    _small,
+    lambda _, found: few_held_out(found.count if found else 0, "pairs"),
 )

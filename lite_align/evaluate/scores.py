@@ -92,14 +92,6 @@ def measure(rows: Sequence[Record]) -> Scores:
     )
 
 
-def by_category(rows: Sequence[Record]) -> dict[str, Scores]:
-    """Figures of each category; none where there is only one."""
-    groups: dict[str, list[Record]] = {}
-    for row in rows:
-        groups.setdefault(str(row.get("category") or "without category"), []).append(row)
-    return {name: measure(groups[name]) for name in sorted(groups)} if len(groups) > 1 else {}
-
-
 def answers(rows: Sequence[Record]) -> dict[object, tuple[float, float]]:
     """Tokens and reward of every answer, each once."""
     found: dict[object, tuple[float, float]] = {}

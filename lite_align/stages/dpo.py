@@ -4,7 +4,7 @@
 were computed beforehand.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import DPORecipe
 from lite_align.stages import passes
 from lite_align.stages.reference import tolerance
+from lite_align.stages.stage import Stage
 from lite_align.train.engine import Loss, Window
 from lite_align.train.faults import TokenBudget
 from lite_align.train.metrics import Sums, means
@@ -72,7 +73,7 @@ class PairSet:
         return [self.pairs[key].weight for key in keys]
 
 
-class DPO:
+class DPO(Stage[DPORecipe, forest.Batch]):
     """The stage: windows of packed pairs, the loss of one of them, evaluation on held-out pairs.
 
     Args:
@@ -80,8 +81,7 @@ class DPO:
         recipe: with no "auto" left.
         train: pairs to learn from.
         held_out: pairs to evaluate on.
-        process: number of this process and how many there are; each takes every n-th example of a window.
-        budget: tokens of a pass, lowered where memory runs out; None: as the recipe says.
+        process, budget: see `Stage`.
     """
 
     name = "dpo"
@@ -96,15 +96,11 @@ class DPO:
         process: tuple[int, int] = (0, 1),
         budget: TokenBudget | None = None,
     ) -> None:
+        super().__init__(backbone, recipe, process=process, budget=budget)
         assert recipe.loss.beta != "auto"
-        assert recipe.train.tokens_per_microbatch != "auto"
-        self.backbone = backbone
-        self.recipe = recipe
         self.train = train
         self.held_out = held_out
-        self.process = process
         self.beta = recipe.loss.beta
-        self.budget = budget or TokenBudget(recipe.train.tokens_per_microbatch)
         self.objective = catalogue.find(recipe.loss.name)
         self.options = loss_options(recipe)
 
@@ -123,26 +119,19 @@ class DPO:
         normalized = self.recipe.loss.length_normalized
         return float(preference.metrics(pair, self.beta, length_normalized=normalized)["rewards/margins"])
 
-    # Windows: a pure function of the step, so a resumed run sees what the uninterrupted one saw.
-
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one pass over the pairs; the last one may be smaller."""
-        return -(-len(self.train.trees) // self.recipe.train.batch_size)
-
-    def epoch(self, step: int) -> float:
-        """Passes over the pairs finished after `step` updates."""
-        return step / self.steps_per_epoch
+    def examples(self) -> int:
+        """Pairs to learn from."""
+        return len(self.train.trees)
 
     def window(self, step: int) -> Window[forest.Batch]:
         """The pairs of optimiser step `step`, packed into micro-batches of at most the token budget."""
         size = self.recipe.train.batch_size
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = forest.order(len(self.train.trees), self.recipe.train.seed, epoch)
+        order = forest.order(self.examples, self.recipe.train.seed, epoch)
         rows = order[index * size : (index + 1) * size]
         weight = sum(self.train.weights(rows))
-        number, processes = self.process
-        trees = [self.train.trees[row] for row in rows[number::processes]]
+        trees = [self.train.trees[row] for row in self.own_part(rows)]
         return Window(passes.batches(trees, self.budget.tokens, self.backbone.device), weight)
 
     def passes(
@@ -154,9 +143,7 @@ class DPO:
             return work(passes.to_batch(pack, self.backbone.device))
 
         trees = [pairs.trees[row] for row in rows]
-        packs = forest.pack(trees, self.budget.tokens)
-        done = passes.in_packs(trees, packs, on_trees, self.budget, where=where)
-        return (result for _, result in done)
+        return (result for _, result in self.in_passes(trees, on_trees, where))
 
     # Loss and metrics.
 
@@ -246,16 +233,6 @@ class DPO:
             loss += loss_here
         expected = self.objective.at_zero(self.options)
         return {"loss": loss / len(rows), "expected": expected, "largest_difference": worst}
-
-    # State.
-
-    def adapters(self) -> dict[str, dict[str, Tensor]]:
-        """The trained adapter, by tensor name."""
-        return {"policy": self.backbone.adapter_tensors(Role.POLICY)}
-
-    def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put a checkpoint's adapter back in place, exactly."""
-        self.backbone.set_adapter_tensors(Role.POLICY, tensors["policy"])
 
 
 def loss_options(recipe: DPORecipe) -> dict[str, float]:

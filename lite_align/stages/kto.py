@@ -23,6 +23,7 @@ from lite_align.recipe import DPORecipe
 from lite_align.stages import passes
 from lite_align.stages.dpo import loss_options, not_the_reference
 from lite_align.stages.reference import tolerance
+from lite_align.stages.stage import Stage
 from lite_align.train.engine import Loss, Window
 from lite_align.train.faults import TokenBudget
 from lite_align.train.metrics import Counted, Sums, means
@@ -114,7 +115,7 @@ class ThumbBatch:
         return self.packed.tokens
 
 
-class KTO:
+class KTO(Stage[DPORecipe, ThumbBatch]):
     """The stage: windows of packed answers, the loss of one of them, evaluation on held-out answers.
 
     Args:
@@ -122,7 +123,7 @@ class KTO:
         recipe: with no "auto" left.
         train: answers to learn from.
         held_out: answers to evaluate on.
-        budget: tokens of a pass, lowered where memory runs out; None: as the recipe says.
+        budget: see `Stage`; a run on thumbs is one process.
     """
 
     name = "dpo"
@@ -136,31 +137,28 @@ class KTO:
         *,
         budget: TokenBudget | None = None,
     ) -> None:
+        super().__init__(backbone, recipe, budget=budget)
         assert recipe.loss.beta != "auto"
-        assert recipe.train.tokens_per_microbatch != "auto"
-        self.backbone = backbone
-        self.recipe = recipe
         self.train = train
         self.held_out = held_out
         self.beta = recipe.loss.beta
-        self.budget = budget or TokenBudget(recipe.train.tokens_per_microbatch)
         self.objective = catalogue.find(recipe.loss.name)
         self.options = loss_options(recipe)
         self.windows = windows_of(train, recipe)
 
     # Windows: rows are a function of the step, the reference point of the step and the policy as it stands.
 
-    def epoch(self, step: int) -> float:
-        """Passes over the rows finished after `step` updates."""
-        return step / self.windows.steps_per_epoch
+    @property
+    def examples(self) -> int:
+        """Rows to learn from."""
+        return len(self.train.rows)
 
     def window(self, step: int) -> Window[ThumbBatch]:
         """The rows of optimiser step `step`, packed into micro-batches, measured from one reference point."""
         window, others = self.windows.step(step)
         whole = Whole.of(self.train, window, self.zero(self.train, window, others))
         trees = self.laid_out(own_tree(self.train.answered, block) for block in window)
-        packs = forest.pack(trees, self.budget.tokens)
-        batches = [self.batch([trees[i] for i in pack], whole) for pack in packs]
+        batches = [self.batch(pack, whole) for pack in passes.packs(trees, self.budget.tokens)]
         return Window(batches, float(whole.up + whole.down))
 
     def batch(self, trees: Sequence[Tree], whole: Whole) -> ThumbBatch:
@@ -194,8 +192,7 @@ class KTO:
             return [values[a:b] for a, b in zip(batch.first_leaf, batch.first_leaf[1:])]
 
         found: dict[int, list[float]] = {}
-        packs = forest.pack(trees, self.budget.tokens)
-        for pack, values in passes.in_packs(trees, packs, measured, self.budget, where=where):
+        for pack, values in self.in_passes(trees, measured, where):
             found |= dict(zip(pack, values, strict=True))
         return [value for i in range(len(trees)) for value in found[i]]
 
@@ -272,9 +269,7 @@ class KTO:
                 return (batch, *self.score(of, batch))
 
         trees = self.laid_out(own_tree(of.answered, block) for block in window)
-        packs = forest.pack(trees, self.budget.tokens)
-        done = passes.in_packs(trees, packs, measured, self.budget, where=where)
-        return (result for _, result in done)
+        return (result for _, result in self.in_passes(trees, measured, where))
 
     def evaluate(self) -> dict[str, float]:
         """Means over the held-out rows, each counted once; all of them are one window with one reference point."""
@@ -318,16 +313,6 @@ class KTO:
             "largest_difference": worst,
             "reference_point": zero,
         }
-
-    # State.
-
-    def adapters(self) -> dict[str, dict[str, Tensor]]:
-        """The trained adapter, by tensor name."""
-        return {"policy": self.backbone.adapter_tensors(Role.POLICY)}
-
-    def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put a checkpoint's adapter back in place, exactly."""
-        self.backbone.set_adapter_tensors(Role.POLICY, tensors["policy"])
 
 
 def longest_of(recipe: DPORecipe) -> int:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lite_align.data.render import Renderer
 from lite_align.data.types import Row, Tree
@@ -14,19 +14,13 @@ from lite_align.model.loading import Loading
 from lite_align.recipe import Resolved
 from lite_align.stages import passes, resources, rows
 from lite_align.stages.lineage import Parent
-from lite_align.train import fit
+from lite_align.stages.stage import Stage
 from lite_align.train.faults import TokenBudget
 from lite_align.train.meter import Meter
 from lite_align.train.run import Run
 from lite_align.view import View
 
 RowT = TypeVar("RowT", bound=Row)
-
-
-class Stage(fit.Stage[Any], Protocol):
-    """A stage of the training loop, with the backbone that it trains."""
-
-    backbone: Backbone
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ class Procedure(ABC, Generic[RowT]):
     @abstractmethod
     def build(
         self, backbone: Backbone, prepared: Prepared[RowT], run: Run, budget: TokenBudget, view: View
-    ) -> Stage:
+    ) -> Stage[Any, Any]:
         """Make the stage, with everything that it needs before its first step."""
 
     def prove(self, stage: Any, run: Run, view: View) -> None:

@@ -5,7 +5,7 @@ share a tree as far as the token budget allows, which changes nothing but the ti
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from lite_align.losses import reward
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import RewardRecipe
 from lite_align.stages import passes
+from lite_align.stages.stage import Stage
 from lite_align.train.engine import Loss, Window
 from lite_align.train.faults import TokenBudget
 from lite_align.train.metrics import Sums, means
@@ -77,7 +78,7 @@ class ScoredBatch:
         return self.forest.tokens
 
 
-class RewardModel:
+class RewardModel(Stage[RewardRecipe, ScoredBatch]):
     """The stage: windows of compared answers, the loss of one of them, evaluation on held-out pairs.
 
     Args:
@@ -85,11 +86,11 @@ class RewardModel:
         recipe: with no "auto" left.
         train: pairs to learn from.
         held_out: pairs to evaluate on.
-        process: number of this process and how many there are; each takes every n-th tree of a window.
-        budget: tokens of a pass, lowered where memory runs out; None: as the recipe says.
+        process, budget: see `Stage`; a process takes whole trees.
     """
 
     name = "reward"
+    role = Role.REWARD
 
     def __init__(
         self,
@@ -101,24 +102,14 @@ class RewardModel:
         process: tuple[int, int] = (0, 1),
         budget: TokenBudget | None = None,
     ) -> None:
-        assert recipe.train.tokens_per_microbatch != "auto"
-        self.backbone = backbone
-        self.recipe = recipe
+        super().__init__(backbone, recipe, process=process, budget=budget)
         self.prompts = by_prompt(train)
         self.held_out = list(held_out)
-        self.process = process
-        self.budget = budget or TokenBudget(recipe.train.tokens_per_microbatch)
-
-    # Windows: a pure function of the step, so a resumed run sees what the uninterrupted one saw.
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one pass over the pairs; the last one may be smaller."""
-        return -(-sum(map(len, self.prompts)) // self.recipe.train.batch_size)
-
-    def epoch(self, step: int) -> float:
-        """Passes over the pairs finished after `step` updates."""
-        return step / self.steps_per_epoch
+    def examples(self) -> int:
+        """Pairs to learn from."""
+        return sum(map(len, self.prompts))
 
     def pairs(self, step: int) -> list[Scored]:
         """The pairs of optimiser step `step`: prompts are shuffled, the pairs of one stay side by side."""
@@ -132,10 +123,9 @@ class RewardModel:
         """The pairs of optimiser step `step`, packed into micro-batches of at most the token budget."""
         pairs = self.pairs(step)
         compared, trees = self.compared(pairs)
-        number, processes = self.process
         batches = [
             ScoredBatch.of(compared, pack, self.backbone.device)
-            for pack in passes.packs(trees[number::processes], self.budget.tokens)
+            for pack in passes.packs(self.own_part(trees), self.budget.tokens)
         ]
         return Window(batches, sum(one.pair.weight for one in pairs))
 
@@ -182,9 +172,7 @@ class RewardModel:
             batch = ScoredBatch.of(compared, pack, self.backbone.device)
             return batch, *self.score(batch)
 
-        packs = forest.pack(trees, self.budget.tokens)
-        done = passes.in_packs(trees, packs, measured, self.budget, where="the evaluation")
-        return (result for _, result in done)
+        return (result for _, result in self.in_passes(trees, measured, "the evaluation"))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -204,16 +192,6 @@ class RewardModel:
             values = zip(scored.chosen.tolist(), scored.rejected.tolist())
             found |= {id(one): both for one, both in zip(batch.comparisons, values, strict=True)}
         return [found[id(pair)] for pair in pairs]
-
-    # State.
-
-    def adapters(self) -> dict[str, dict[str, Tensor]]:
-        """The trained adapter and its head, by tensor name."""
-        return {"reward": self.backbone.adapter_tensors(Role.REWARD)}
-
-    def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put a checkpoint's adapter and head back in place, exactly."""
-        self.backbone.set_adapter_tensors(Role.REWARD, tensors["reward"])
 
 
 def spread(scores: Sequence[float]) -> dict[str, float]:

@@ -4,7 +4,7 @@
 token budget allows, which changes nothing but the time. Its loss is the mean over all trained tokens of the window.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from lite_align.data.types import Tree
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import SFTRecipe
 from lite_align.stages import passes
+from lite_align.stages.stage import Stage
 from lite_align.train.engine import Loss, Window
 from lite_align.train.faults import TokenBudget
 from lite_align.train.metrics import Sums, means
@@ -59,7 +60,7 @@ class TokenScores:
     tokens: int
 
 
-class SFT:
+class SFT(Stage[SFTRecipe, ChatBatch]):
     """The stage: windows of packed conversations, the loss of one of them, evaluation on held-out ones.
 
     Args:
@@ -67,8 +68,7 @@ class SFT:
         recipe: with no "auto" left.
         train: rows to learn from, a tree of one leaf each; tree n has the key n.
         held_out: rows to evaluate on, likewise.
-        process: number of this process and how many there are; each takes every n-th row of a window.
-        budget: tokens of a pass, lowered where memory runs out; None: as the recipe says.
+        process, budget: see `Stage`.
     """
 
     name = "sft"
@@ -83,24 +83,14 @@ class SFT:
         process: tuple[int, int] = (0, 1),
         budget: TokenBudget | None = None,
     ) -> None:
-        assert recipe.train.tokens_per_microbatch != "auto"
-        self.backbone = backbone
-        self.recipe = recipe
+        super().__init__(backbone, recipe, process=process, budget=budget)
         self.train = list(train)
         self.held_out = list(held_out)
-        self.process = process
-        self.budget = budget or TokenBudget(recipe.train.tokens_per_microbatch)
-
-    # Windows: a pure function of the step, so a resumed run sees what the uninterrupted one saw.
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one pass over the rows; the last one may be smaller."""
-        return -(-len(self.train) // self.recipe.train.batch_size)
-
-    def epoch(self, step: int) -> float:
-        """Passes over the rows finished after `step` updates."""
-        return step / self.steps_per_epoch
+    def examples(self) -> int:
+        """Rows to learn from."""
+        return len(self.train)
 
     def window(self, step: int) -> Window[ChatBatch]:
         """The rows of optimiser step `step`, packed into micro-batches of at most the token budget.
@@ -110,8 +100,7 @@ class SFT:
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         rows = by_step(len(self.train), self.recipe, epoch)[index]
-        number, processes = self.process
-        members = self.together(rows[number::processes])
+        members = self.together(self.own_part(rows))
         packs = forest.pack([tree for tree, _ in members], self.budget.tokens)
         batches = [ChatBatch.of([members[i] for i in pack], self.backbone.device) for pack in packs]
         return Window(batches, sum(trained_tokens(self.train[row]) for row in rows))
@@ -161,19 +150,7 @@ class SFT:
                 for key, (loss, hits, tokens) in zip(batch.keys, values, strict=True)
             }
 
-        packs = forest.pack(self.held_out, self.budget.tokens)
-        done = passes.in_packs(self.held_out, packs, measured, self.budget, where="the evaluation")
-        return (result for _, result in done)
-
-    # State.
-
-    def adapters(self) -> dict[str, dict[str, Tensor]]:
-        """The trained adapter, by tensor name."""
-        return {"policy": self.backbone.adapter_tensors(Role.POLICY)}
-
-    def load_adapters(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put a checkpoint's adapter back in place, exactly."""
-        self.backbone.set_adapter_tensors(Role.POLICY, tensors["policy"])
+        return (result for _, result in self.in_passes(self.held_out, measured, "the evaluation"))
 
 
 def by_step(examples: int, recipe: SFTRecipe, epoch: int) -> list[list[int]]:

@@ -16,7 +16,8 @@ from lite_align.recipe import Resolved, memory_levers
 from lite_align.stages import lineage, resources, session
 from lite_align.stages.command import CommandOptions
 from lite_align.stages.prepare import data_record, prepare, show_plan
-from lite_align.stages.procedure import Prepared, Procedure, Stage
+from lite_align.stages.procedure import Prepared, Procedure
+from lite_align.stages.stage import Stage
 from lite_align.stages.train_dpo import DPOProcedure
 from lite_align.stages.train_kto import KTOProcedure
 from lite_align.stages.train_reward import RewardProcedure
@@ -156,7 +157,7 @@ def record_reference(backbone: Backbone, prepared: Prepared[Any], run: Run) -> N
 
 def build(
     procedure: Procedure[Any], backbone: Backbone, prepared: Prepared[Any], run: Run, view: View
-) -> tuple[Stage, Engine[Any]]:
+) -> tuple[Stage[Any, Any], Engine[Any]]:
     """Make the stage, with all that it computes before its first step, and the engine."""
     recipe = prepared.recipe
     budget = TokenBudget(
@@ -178,7 +179,9 @@ def cadence(prepared: Prepared[Any]) -> Cadence:
     return Cadence(options.log_steps, evaluate, options.save_steps, options.keep_checkpoints, prepared.hashes)
 
 
-def finish(procedure: Procedure[Any], stage: Stage, prepared: Prepared[Any], run: Run, view: View) -> None:
+def finish(
+    procedure: Procedure[Any], stage: Stage[Any, Any], prepared: Prepared[Any], run: Run, view: View
+) -> None:
     """Save the adapter, measure what it is worth, and say what it all means."""
     backbone = stage.backbone
     record = run.record["reference"]

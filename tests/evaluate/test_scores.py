@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lite_align.evaluate.scores import by_category, measure, measured
+from lite_align.evaluate.findings import by_category
+from lite_align.evaluate.scores import measure, measured
 
 
 def row(chosen: float, rejected: float, tokens: tuple[int, int] = (10, 10), **more) -> dict:
@@ -68,12 +69,12 @@ def test_swaps_and_probes_count_the_prompts_that_have_them():
 
 def test_categories_are_measured_alone():
     rows = [row(1, 0, category="fact"), row(0, 1, category="unsafe"), row(1, 0)]
-    assert {name: found.accuracy.value for name, found in by_category(rows).items()} == {
+    assert {name: found.accuracy.value for name, found in by_category(rows, measure).items()} == {
         "fact": 1.0,
         "unsafe": 0.0,
         "without category": 1.0,
     }
-    assert by_category(rows[:1]) == {}
+    assert by_category(rows[:1], measure) == {}
 
 
 def test_rows_of_another_kind_are_left_out():
