@@ -243,9 +243,9 @@ class _FrozenTokenScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         chunk = max(1, min(chunk, len(target)))
         # The logits are fp32: rounded to bf16 they cost 0.01 nats a token.
-        weight = head.weight if hidden.device.type == "cuda" else head.weight.float()
-        if head.exact is not None:
-            weight = head.exact
+        weight = head.exact
+        if weight is None:
+            weight = head.weight if hidden.device.type == "cuda" else head.weight.float()
         rows_of = hidden.detach().to(weight.dtype)
         in_bf16 = head.weight.dtype == hidden.dtype == torch.bfloat16 and _cpu_has_bf16()
         back = head.weight if in_bf16 else weight
