@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from lite_align.errors import ModelError
 from lite_align.model import varlen
 from lite_align.model.kernels import BatchLike, MaskedPlan, masked_attention
-from lite_align.model.tiled import TiledPlan
+from lite_align.model.tiled import ON_A_GPU, TILE, TiledPlan, tile_size
 from lite_align.model.varlen import VarlenPlan
 
 __all__ = [
@@ -73,7 +73,9 @@ class KernelKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The kernel of a model, known from its configuration; `dtype` and `windows` matter to MASKED only.
+    """The kernel of a model, known from its configuration.
+
+    `dtype` and `windows` matter to MASKED only, `tile` (queries in a tile) to TILED.
 
     `reason` says in words what was chosen and why; it takes no part in comparisons.
     """
@@ -81,6 +83,7 @@ class Kernel:
     kind: KernelKind
     dtype: torch.dtype = torch.float32
     windows: tuple[int, ...] = ()
+    tile: int = TILE
     reason: str = field(default="", compare=False)
 
 
@@ -110,13 +113,16 @@ def choose(config: PreTrainedConfig, device: torch.device | str, dtype: torch.dt
     options = config.get_text_config().to_dict()
     device = torch.device(device)
     if device.type != "cuda":
-        return Kernel(KernelKind.TILED, reason=f"tiles, made for the {device.type.upper()}")
+        tile = tile_size(options["num_attention_heads"])
+        return Kernel(KernelKind.TILED, tile=tile, reason=f"tiles, made for the {device.type.upper()}")
     # Not flex_attention, which caps scores too: it must be compiled, has no backward on the CPU to be tested
     # with (torch 2.13), and the models that cap attention scores (Gemma 2) are few.
     if softcap := options.get("attn_logit_softcapping"):
-        return Kernel(KernelKind.TILED, reason=f"tiles: attention scores are capped at {softcap:g}")
+        reason = f"tiles: attention scores are capped at {softcap:g}"
+        return Kernel(KernelKind.TILED, tile=ON_A_GPU, reason=reason)
     if odd := [size for size in _head_sizes(options) if size % 8]:
-        return Kernel(KernelKind.TILED, reason=f"tiles: head size {odd[0]} is no multiple of 8")
+        reason = f"tiles: head size {odd[0]} is no multiple of 8"
+        return Kernel(KernelKind.TILED, tile=ON_A_GPU, reason=reason)
     capability = torch.cuda.get_device_capability(device)
     lack = _flash_lacks(options, capability, dtype)
     if not lack:
@@ -125,7 +131,7 @@ def choose(config: PreTrainedConfig, device: torch.device | str, dtype: torch.dt
     slides = "sliding_attention" in (options.get("layer_types") or ["sliding_attention"])
     windows = tuple(_numbers(options, "sliding_window")) if slides else ()
     reason = f"a mask of all pairs of tokens (slower): {lack}"
-    return Kernel(KernelKind.MASKED, dtype, tuple(sorted(set(windows))), reason)
+    return Kernel(KernelKind.MASKED, dtype, tuple(sorted(set(windows))), reason=reason)
 
 
 def _flash_lacks(options: dict, capability: tuple[int, int], dtype: torch.dtype) -> str:
@@ -174,8 +180,7 @@ def _numbers(options: dict, ending: str) -> Iterator[int]:
 def plan(batch: BatchLike, kernel: Kernel | None = None) -> AttentionPlan:
     """Build what attention needs of a batch, once for all layers; without a kernel: tiles."""
     if kernel is None or kernel.kind is KernelKind.TILED:
-        on_cpu = batch.input_ids.device.type == "cpu"
-        return TiledPlan.of(batch) if on_cpu else TiledPlan.of(batch, tile=512)
+        return TiledPlan.of(batch, kernel.tile if kernel else TILE)
     if kernel.kind is KernelKind.VARLEN:
         return VarlenPlan.of(batch)
     return MaskedPlan.of(batch, kernel.dtype, kernel.windows)

@@ -13,7 +13,15 @@ from torch import Tensor
 from lite_align.model.kernels import BatchLike
 
 TILE = 96
-"""Queries in a tile: on a CPU, attention over 160 tokens was fastest with 64 to 128 (fp32, 4 to 8 heads)."""
+"""Queries in a tile of 8 heads or more: on a CPU, attention over 160 to 600 tokens was fastest with 64 to 128."""
+
+ON_A_GPU = 512
+"""Queries in a tile on a GPU, which needs more work at once."""
+
+
+def tile_size(heads: int) -> int:
+    """Queries in a tile on a CPU: fewer heads leave each product so small that calling it takes longer than it."""
+    return min(2 * TILE, max(TILE, 8 * TILE // heads))
 
 
 class _Tile(NamedTuple):
@@ -49,9 +57,10 @@ class _Tile(NamedTuple):
     def give(self, x: Tensor, values: Tensor) -> None:
         """Add (heads, keys, D) to the rows of x (heads, T, D) that `take` read."""
         shared = self.shared_stop - self.shared_start
+        # add_, as `x[...] += y` also copies the sum onto itself.
         if shared:
-            x[:, self.shared_start : self.shared_stop] += values[:, :shared]
-        x[:, self.own_start : self.stop] += values[:, shared:]
+            x[:, self.shared_start : self.shared_stop].add_(values[:, :shared])
+        x[:, self.own_start : self.stop].add_(values[:, shared:])
 
 
 class _Tiles:
@@ -84,7 +93,7 @@ class _Tiles:
         size = tile.stop - tile.start
         corner = tile.keys - size
         heads = scores.unflatten(1, (self.groups, size))
-        heads[..., corner:] += self.future[:size, :size]
+        heads[..., corner:].add_(self.future[:size, :size])
         if 0 < self.window < tile.keys:
             heads += scores.new_full((size, tile.keys), -math.inf).tril(corner - self.window)
         return torch.softmax(scores, -1), slope

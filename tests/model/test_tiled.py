@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lite_align.data.forest import Batch, batch, grow
 from lite_align.data.types import Rendered
-from lite_align.model.tiled import TiledPlan
+from lite_align.model.tiled import TiledPlan, tile_size
 
 
 def forest(shapes: list[tuple[int, list[int]]], pad_to: int = 1) -> Batch:
@@ -134,3 +134,8 @@ def test_the_op_passes_the_checks_of_torch():
     inputs = tensors(row, dtype=torch.float32)
     op = torch.ops.lite_align.tiled_attention.default
     torch.library.opcheck(op, (*inputs, plan.tiles, 0.5, 0, 0.0))
+
+
+@pytest.mark.parametrize(("heads", "tile"), [(1, 192), (4, 192), (6, 128), (8, 96), (32, 96)])
+def test_fewer_heads_have_larger_tiles(heads, tile):
+    assert tile_size(heads) == tile
