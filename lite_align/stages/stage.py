@@ -11,12 +11,12 @@ from lite_align.data.types import Tree
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import DPORecipe, RewardRecipe, SFTRecipe
 from lite_align.stages import passes
-from lite_align.train.engine import Loss, Window
+from lite_align.train.engine import Loss, MicroBatch, Window
 from lite_align.train.faults import TokenBudget
 
 T = TypeVar("T")
 RecipeT = TypeVar("RecipeT", bound=SFTRecipe | RewardRecipe | DPORecipe)
-BatchT = TypeVar("BatchT")
+BatchT = TypeVar("BatchT", bound=MicroBatch)
 
 
 class Stage(ABC, Generic[RecipeT, BatchT]):

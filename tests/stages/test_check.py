@@ -71,7 +71,7 @@ def test_fix_writes_the_usable_rows_as_they_stand(tmp_path):
     file, fixed = write(tmp_path, [*rows(60), '{"prompt": "x', same, number]), tmp_path / "clean.jsonl"
     text = run(file, fix=fixed)
     assert [json.loads(line) for line in fixed.read_text().splitlines()] == rows(60)
-    assert f"next      lite-align dpo {fixed}" in text
+    assert f"next lite-align dpo {fixed}" in " ".join(text.split())
     with pytest.raises(UserError, match="exists already"):
         run(file, fix=fixed)
     assert list(tmp_path.iterdir()) in ([file, fixed], [fixed, file])
