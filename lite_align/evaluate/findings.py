@@ -12,6 +12,7 @@ from lite_align.evaluate.folder import Record, RunFolder, is_number
 from lite_align.evaluate.statistics import Interval, bracket, percent
 
 T = TypeVar("T")
+FiguresT = TypeVar("FiguresT")
 
 Word = Literal["better", "worse", "better than chance", "worse than chance", "no evidence either way"]
 
@@ -128,6 +129,44 @@ def share_row(name: str, before: float, after: Interval) -> CategoryRow:
     )
 
 
+def accuracy_categories(
+    note: str, rows: Sequence[CategoryRow], *, compared: str = "before", measured: str = "after"
+) -> Categories | None:
+    """The dot plot of held-out accuracy by category; None without rows.
+
+    Args:
+        note: what ring, dot and bar are.
+        rows: from `share_row`.
+        compared: what the ring shows.
+        measured: what the dot shows.
+    """
+    if not rows:
+        return None
+    single = "Intervals are of single categories; among many, one that leaves 50 % may do so by chance."
+    title = "Held-out accuracy by category"
+    text = f"{note} {single}"
+    return Categories(title, "pairs", "0 to 100 %", text, list(rows), compared=compared, measured=measured)
+
+
+def warnings(
+    folder: RunFolder,
+    figures: FiguresT,
+    checks: Sequence[Callable[[RunFolder, FiguresT], str | None]],
+    few: str | None,
+) -> list[str]:
+    """The warnings that a run has earned.
+
+    Args:
+        folder: its files.
+        figures: of its held-out rows.
+        checks: of its stage, which come first.
+        few: from `few_held_out`, which comes last.
+    """
+    own = [check(folder, figures) for check in checks]
+    of_every_run = [check(folder) for check in CHECKS]
+    return [text for text in (*own, *of_every_run, few) if text is not None]
+
+
 def few_held_out(count: int, rows: str) -> str | None:
     """Warn of a set of held-out rows in which only large effects show."""
     if not 0 < count < SMALL_HELD_OUT:
@@ -203,3 +242,7 @@ def training_loss_rises(folder: RunFolder) -> str | None:
     if first <= 0 or last <= LOSS_RISE * first:
         return None
     return f"Training loss rose from {first:.3g} to {last:.3g}: the learning rate is too high."
+
+
+CHECKS = (held_out_loss_rises, training_loss_rises, hardly_moved)
+"""Of every run."""

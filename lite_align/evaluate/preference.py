@@ -13,16 +13,15 @@ from lite_align.evaluate.findings import (
     Figure,
     Verdict,
     Word,
+    accuracy_categories,
     by_category,
     few_held_out,
-    hardly_moved,
-    held_out_loss_rises,
     length_change,
     length_drifts,
     length_figure,
     share_row,
-    training_loss_rises,
     unmeasured,
+    warnings,
 )
 from lite_align.evaluate.folder import Record, RunFolder, is_number, learned_from_thumbs
 from lite_align.evaluate.statistics import (
@@ -100,10 +99,11 @@ def judge(folder: RunFolder) -> PreferenceVerdict:
     rows = [row for row in folder.held_out if _is_measured(row)]
     figures = measure(rows) if rows else None
     details = by_category(rows, measure)
+    few = few_held_out(len(rows), words_for(folder).rows)
     return PreferenceVerdict(
         word=_word(figures),
         sentences=_sentences(figures, words_for(folder)),
-        warnings=[text for check in CHECKS if (text := check(folder, figures)) is not None],
+        warnings=warnings(folder, figures, CHECKS, few),
         figures=_figures(figures, folder.answers),
         headline=_headline(figures),
         categories=_categories(details),
@@ -194,14 +194,8 @@ def _headline(figures: HeldOut | None) -> str:
 
 
 def _categories(details: Mapping[str, HeldOut]) -> Categories | None:
-    if not details:
-        return None
-    return Categories(
-        "Held-out accuracy by category",
-        "pairs",
-        "0 to 100 %",
-        "Ring: before; dot and bar: after with its interval; dashes: chance. Intervals are of single categories; "
-        "among many, one that leaves 50 % may do so by chance.",
+    return accuracy_categories(
+        "Ring: before; dot and bar: after with its interval; dashes: chance.",
         [share_row(name, row.accuracy_before.value, row.accuracy) for name, row in details.items()],
     )
 
@@ -250,8 +244,4 @@ CHECKS: tuple[Check, ...] = (
     _drift,
     lambda folder, _: length_drifts(folder),
     _perfect_early,
-    lambda folder, _: held_out_loss_rises(folder),
-    lambda folder, _: training_loss_rises(folder),
-    lambda folder, _: hardly_moved(folder),
-    lambda folder, figures: few_held_out(figures.count if figures else 0, words_for(folder).rows),
 )

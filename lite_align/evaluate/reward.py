@@ -13,13 +13,12 @@ from lite_align.evaluate.findings import (
     Table,
     Verdict,
     Word,
+    accuracy_categories,
     by_category,
     few_held_out,
-    hardly_moved,
-    held_out_loss_rises,
     share_row,
-    training_loss_rises,
     unmeasured,
+    warnings,
 )
 from lite_align.evaluate.folder import RunFolder
 from lite_align.evaluate.scores import PROBES, SWAPS, Scores, measure, measured
@@ -42,7 +41,7 @@ def judge(folder: RunFolder) -> Verdict:
     return Verdict(
         word=_word(found),
         sentences=_sentences(found),
-        warnings=[text for check in CHECKS if (text := check(folder, found)) is not None],
+        warnings=warnings(folder, found, CHECKS, few_held_out(len(rows), "pairs")),
         figures=_figures(found),
         headline=_headline(found),
         categories=_categories(categories),
@@ -119,14 +118,8 @@ def _headline(found: Scores | None) -> str:
 
 
 def _categories(details: Mapping[str, Scores]) -> Categories | None:
-    if not details:
-        return None
-    return Categories(
-        "Held-out accuracy by category",
-        "pairs",
-        "0 to 100 %",
-        "Dot and bar: accuracy with its interval; ring: what “the longer answer wins” would reach; dashes: chance. "
-        "Intervals are of single categories; among many, one that leaves 50 % may do so by chance.",
+    return accuracy_categories(
+        "Dot and bar: accuracy with its interval; ring: what “the longer answer wins” would reach; dashes: chance.",
         [share_row(name, found.longer.value, found.accuracy) for name, found in details.items()],
         compared="longer wins",
         measured="accuracy",
@@ -247,8 +240,4 @@ CHECKS: tuple[Check, ...] = (
     _learned_length,
     _fooled,
     _overconfident,
-    lambda folder, _: held_out_loss_rises(folder),
-    lambda folder, _: training_loss_rises(folder),
-    lambda folder, _: hardly_moved(folder),
-    lambda _, found: few_held_out(found.count if found else 0, "pairs"),
 )

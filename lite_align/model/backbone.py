@@ -19,8 +19,9 @@ from lite_align.model import attention, lora, scalar_head
 from lite_align.model import generate as generation
 from lite_align.model.blocks import Blocks
 from lite_align.model.kernels import BatchLike
-from lite_align.model.load import Loaded, weights_sha256
+from lite_align.model.load import Loaded
 from lite_align.model.logps import choose_head, token_scores
+from lite_align.model.storage import weights_sha256
 from lite_align.recipe import LoraOptions, SpeedOptions
 
 _AS_IS = SpeedOptions()

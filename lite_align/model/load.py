@@ -1,8 +1,6 @@
-"""From a name to a frozen base in memory: choice, checks, quantisation, and the identity that hashes are made of."""
+"""From a name to a frozen base in memory: choice, checks, quantisation."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -445,19 +443,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Sha256 over the base weights as they are in memory: packed values and scales, adapters left out."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if ".lora_" in name:
-            continue
-        name = name.replace(".base_layer.", ".")
-        if not isinstance(value, torch.Tensor):  # what int8 layers say about their weight format
-            digest.update(f"{name} {value!r}\n".encode())
-            continue
-        digest.update(f"{name} {value.dtype} {json.dumps(list(value.shape))}\n".encode())
-        raw = value.detach().contiguous().flatten().view(torch.uint8)
-        digest.update(raw.cpu().numpy().data if raw.numel() else b"")
-    return digest.hexdigest()

@@ -1,8 +1,10 @@
-"""How the frozen base lies in memory: scales of 4-bit weights unpacked once, the embedding on the host.
+"""How the frozen base lies in memory: its hash, scales of 4-bit weights unpacked once, the embedding on the host.
 
-Both change time and memory and no number.
+The last two change time and memory and no number.
 """
 
+import hashlib
+import json
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,3 +84,19 @@ class HostEmbedding:
             yield
         finally:
             self.module.weight.data = kept
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Sha256 over the base weights as they are in memory: packed values and scales, adapters left out."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if ".lora_" in name:
+            continue
+        name = name.replace(".base_layer.", ".")
+        if not isinstance(value, torch.Tensor):  # what int8 layers say about their weight format
+            digest.update(f"{name} {value!r}\n".encode())
+            continue
+        digest.update(f"{name} {value.dtype} {json.dumps(list(value.shape))}\n".encode())
+        raw = value.detach().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.cpu().numpy().data if raw.numel() else b"")
+    return digest.hexdigest()

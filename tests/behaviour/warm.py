@@ -17,12 +17,12 @@ from contextlib import nullcontext
 from typing import Any
 
 # Imported here once, so that no child spends its time on it.
-import matplotlib.figure  # noqa: F401
+import matplotlib.figure  # noqa: F401 (loaded for the children)
 import torch
-import transformers.models.llama.modeling_llama  # noqa: F401
+import transformers.models.llama.modeling_llama  # noqa: F401 (loaded for the children)
 
 import lite_align.evaluate.curves
-import lite_align.stages.training  # noqa: F401
+import lite_align.stages.training  # noqa: F401 (loaded for the children)
 from lite_align import cli
 from lite_align.stages import answers
 from lite_align.train import files

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from lite_align.errors import ModelError
 from lite_align.model import attention, load
+from lite_align.model.storage import weights_sha256
 from lite_align.recipe import ModelOptions, SpeedOptions
 
 # Embedding and head 2 * 384 * 64, final norm 64; a layer: q and o 64 * 64, k and v 64 * 32, three 64 * 128, 2 norms.
@@ -198,15 +199,15 @@ def test_truncated_weights(copy: Path):
 
 def test_the_hash_of_weights_in_memory_sees_every_layer(tiny_llama: Path):
     it = loaded(tiny_llama, quantization="nf4")
-    before = load.weights_sha256(it.model)
-    assert before == load.weights_sha256(loaded(tiny_llama, quantization="nf4").model)
+    before = weights_sha256(it.model)
+    assert before == weights_sha256(loaded(tiny_llama, quantization="nf4").model)
     it.model.get_submodule("model.layers.1.mlp.down_proj").weight.data[5] ^= 1
-    changed = load.weights_sha256(it.model)
+    changed = weights_sha256(it.model)
     assert changed != before
     it.model.get_submodule("model.layers.1.mlp.down_proj").weight.data[5] ^= 1
-    assert load.weights_sha256(it.model) == before
+    assert weights_sha256(it.model) == before
     it.model.get_submodule("model.layers.1.mlp.down_proj").weight.quant_state.absmax[0] += 1
-    assert load.weights_sha256(it.model) not in (before, changed)
+    assert weights_sha256(it.model) not in (before, changed)
 
 
 def test_transformers_is_as_loud_afterwards_as_before(tiny_llama: Path, capfd: pytest.CaptureFixture[str]):

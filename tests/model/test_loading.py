@@ -9,6 +9,7 @@ import torch
 from lite_align.errors import ModelError
 from lite_align.model import load
 from lite_align.model.loading import Loading
+from lite_align.model.storage import weights_sha256
 from lite_align.recipe import ModelOptions
 
 
@@ -19,7 +20,7 @@ def test_weights_are_read_in_a_thread_of_their_own(tiny_llama: Path):
     assert "loading" not in {thread.name for thread in threading.enumerate()}
     beside = loading.result()
     alone = load.read(options, device="cpu")
-    assert load.weights_sha256(beside.model) == load.weights_sha256(alone.model)
+    assert weights_sha256(beside.model) == weights_sha256(alone.model)
     assert beside.identity == alone.identity
     assert loading.result() is beside
 

@@ -5,8 +5,8 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 
 from lite_align.model.backbone import Backbone, Role
-from lite_align.model.load import load_model, weights_sha256
-from lite_align.model.storage import HostEmbedding, unnest_scales
+from lite_align.model.load import load_model
+from lite_align.model.storage import HostEmbedding, unnest_scales, weights_sha256
 from lite_align.recipe import LoraOptions, ModelOptions, SpeedOptions
 from tests.model.test_backbone import BATCH, gradients, loss, move
 

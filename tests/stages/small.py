@@ -124,8 +124,8 @@ def backbone(
     return Backbone(load_model(options, device="cpu"), lora, seed=seed)
 
 
-def recipe(loss: dict[str, Any] | None = None, **train: Any) -> DPORecipe:
-    """A recipe without "auto": sigmoid, beta 0.1, no SFT part, 8 pairs a step, a constant learning rate of 1e-3."""
+def train_options(**changes: Any) -> TrainOptions:
+    """Options without "auto": 8 examples a step, a constant learning rate of 1e-3."""
     settings: dict[str, Any] = {
         "learning_rate": 1e-3,
         "epochs": 1.0,
@@ -133,13 +133,18 @@ def recipe(loss: dict[str, Any] | None = None, **train: Any) -> DPORecipe:
         "tokens_per_microbatch": 512,
         "schedule": "constant",
         "warmup": 0.0,
-        **train,
+        **changes,
     }
+    return TrainOptions.model_validate(settings)
+
+
+def recipe(loss: dict[str, Any] | None = None, **train: Any) -> DPORecipe:
+    """A recipe without "auto": sigmoid, beta 0.1, no SFT part, 8 pairs a step, a constant learning rate of 1e-3."""
     return DPORecipe(
         data=PairDataOptions(max_length=512),
         lora=SHAPE,
         loss=LossOptions.model_validate({"beta": 0.1, "sft_weight": 0.0, **(loss or {})}),
-        train=TrainOptions.model_validate(settings),
+        train=train_options(**train),
     )
 
 

@@ -14,7 +14,7 @@ from lite_align.data.render import PairTokens, Renderer
 from lite_align.data.types import Message, Pair, Source
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.load import load_model
-from lite_align.recipe import LoraOptions, ModelOptions, RewardLossOptions, RewardRecipe, TrainOptions
+from lite_align.recipe import LoraOptions, ModelOptions, RewardLossOptions, RewardRecipe
 from lite_align.stages.reward import RewardModel
 from lite_align.train.engine import Engine
 from tests.stages import small
@@ -74,19 +74,10 @@ def backbone(
 
 def recipe(loss: dict[str, Any] | None = None, **train: Any) -> RewardRecipe:
     """A recipe without "auto": 8 pairs a step, a constant learning rate of 1e-3."""
-    settings: dict[str, Any] = {
-        "learning_rate": 1e-3,
-        "epochs": 1.0,
-        "batch_size": 8,
-        "tokens_per_microbatch": 512,
-        "schedule": "constant",
-        "warmup": 0.0,
-        **train,
-    }
     return RewardRecipe(
         lora=small.SHAPE,
         loss=RewardLossOptions.model_validate(loss or {}),
-        train=TrainOptions.model_validate(settings),
+        train=small.train_options(**train),
     )
 
 
