@@ -124,9 +124,7 @@ class CudaGraphs(Replayed):
     def capture(self, step: Step) -> Step:
         """Capture a graph; other threads (pinned memory) may go on meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             step()
         return graph.replay
 
