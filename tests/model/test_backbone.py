@@ -132,6 +132,22 @@ def test_a_4_bit_base_trains_and_generates(tiny_llama: Path, dtype: str):
     assert_close(gradients(it), found, 0.0)
 
 
+def test_samples_are_the_current_role_s(tiny_llama: Path):
+    """Greedily the same as `generate` for each role, though blocks recompute."""
+    it = backbone(tiny_llama)
+    it.recompute(1)
+    prompts = [(1, 20, 30), (1, 5)]
+    answers = {}
+    for role in (Role.POLICY, Role.BASE):
+        with it.role(role):
+            found = it.sample(prompts, stop_ids=frozenset({2}), max_new_tokens=8, temperature=0)
+            answers[role] = [group[0].ids for group in found]
+            assert answers[role] == it.generate(prompts, stop_ids=frozenset({2}), max_new_tokens=8)
+    assert answers[Role.POLICY] != answers[Role.BASE]
+    assert it.model.training
+    assert not it.notes
+
+
 # Switching.
 
 
