@@ -172,8 +172,6 @@ def main(file: str, name: str, seconds: float, start_seconds: float) -> None:
     process = os.getpid()
 
     def reply(message: dict[str, object]) -> None:
-        if os.getpid() != process:  # the function forked, and this is the copy: it has nobody to answer to
-            os._exit(0)
         line = json.dumps(message).encode() + b"\n"
         while line:
             line = line[os.write(replies, line) :]
@@ -192,6 +190,8 @@ def main(file: str, name: str, seconds: float, start_seconds: float) -> None:
         given = json.loads(request)
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
         message = answer(function, {key: given[key] for key in names}, file)
+        if os.getpid() != process:  # the function forked, and this is the copy: it has nobody to answer to
+            os._exit(0)
         faulthandler.cancel_dump_traceback_later()
         reply(message)
 
