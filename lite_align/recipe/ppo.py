@@ -85,7 +85,7 @@ class PPOOptions(Block):
     )
     update_kl: Positive | None = Field(
         default=0.05,
-        description="KL a token to the sampled policy that ends a round at 1.5 times of it; null: never.",
+        description="KL a token to the sampled policy; 1.5 times of it end a round; null: never.",
         json_schema_extra=REFUSE,
     )
     kl: Annotated[float, Field(ge=0)] = Field(
@@ -134,11 +134,13 @@ class GuardOptions(Block):
         default=True, description="Look at all of them at every evaluation.", json_schema_extra=ASK
     )
     patience: PositiveInteger = Field(
-        default=2, description="Evaluations in a row before kl and hacking act.", json_schema_extra=ASK
+        default=2,
+        description="Evaluations in a row before hacking, kl, category, refusal and value act.",
+        json_schema_extra=ASK,
     )
     hacking: Action = Field(
         default="roll_back",
-        description="The reward rises while preference accuracy or the rule score falls.",
+        description="The reward rises while quality falls.",
         json_schema_extra=ASK,
     )
     length: Action = Field(
@@ -156,11 +158,11 @@ class GuardOptions(Block):
     kl_limit: Positive = Field(default=2.0, description="Largest KL, in target_kl.", json_schema_extra=ASK)
     category: Action = Field(
         default="roll_back",
-        description="The rule score of a category fell by more than category_limit.",
+        description="A category lost more than category_limit.",
         json_schema_extra=ASK,
     )
     category_limit: Positive = Field(
-        default=0.1, description="Largest loss of a category.", json_schema_extra=ASK
+        default=0.1, description="Largest loss of rule score in a category.", json_schema_extra=ASK
     )
     refusal: Action = Field(
         default="roll_back",
