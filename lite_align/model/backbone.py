@@ -15,9 +15,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from lite_align.errors import ModelError
-from lite_align.model import attention, lora, scalar_head
+from lite_align.model import attention, lora, sampler, scalar_head
 from lite_align.model import generate as generation
-from lite_align.model import sampler
 from lite_align.model.blocks import Blocks
 from lite_align.model.kernels import BatchLike
 from lite_align.model.load import Loaded

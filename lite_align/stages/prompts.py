@@ -52,8 +52,9 @@ def prompts(max_new_tokens: int) -> Kind[Prompt]:
             if isinstance(tokens, Unusable):
                 if tokens.reason != "too_long":
                     return tokens
-                left = options.max_length - max_new_tokens
-                return Unusable("too_long", f"the prompt does not fit in {left:,} tokens beside its answer")
+                return Unusable(
+                    "too_long", f"the prompt does not fit beside an answer of {max_new_tokens:,} tokens"
+                )
             (answer,) = tokens.answers
             size = answer.trained.index(True)
             ids = (*answer.ids[:size], renderer.turn_end)

@@ -90,7 +90,7 @@ class Ragged:
 
     def padded(self, values: Tensor) -> Tensor:
         """(R,) as (N, T), answers at the left and zeros behind."""
-        return torch.nn.utils.rnn.pad_sequence(values.split(self.lengths), batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence(list(values.split(self.lengths)), batch_first=True)
 
     def flat(self, padded: Tensor) -> Tensor:
         """(N, T) as (R,)."""
@@ -193,7 +193,7 @@ class Collector:
                     [one.ids for one in asked],
                     samples=samples,
                     stop_ids=self.renderer.stop_ids,
-                    max_new_tokens=options.max_new_tokens,  # pyright: ignore[reportArgumentType]
+                    max_new_tokens=options.max_new_tokens,
                     temperature=options.temperature,
                     top_k=options.top_k,
                     top_p=options.top_p,

@@ -108,6 +108,7 @@ class PPOProcedure(Procedure[Prompt]):
         together = recipe.ppo.passes * minibatches(recipe)
         if recipe.train.max_steps is not None:
             return together * max(1, recipe.train.max_steps // together)
+        assert recipe.train.epochs != "auto"
         rounds = recipe.train.epochs * examples * samples_of(recipe.ppo) / recipe.ppo.rollouts
         return together * max(1, round(rounds))
 
