@@ -21,8 +21,8 @@ def python(code: str) -> Child:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended (what its parent never reaped counts), within two seconds."""
-    for _ in range(100):
+    """Whether a process has ended (what its parent never reaped counts), within ten seconds."""
+    for _ in range(500):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return True
@@ -54,7 +54,7 @@ def test_what_does_not_read_does_not_block_the_writer():
     begun = time.monotonic()
     with pytest.raises(TookTooLong):
         deaf.ask(b"x" * 1_000_000 + b"\n", 0.3)
-    assert 0.3 <= time.monotonic() - begun < 2
+    assert 0.3 <= time.monotonic() - begun < 20
     assert gone(deaf.pid)
 
 
@@ -81,7 +81,7 @@ def test_a_death_is_seen_although_a_sleeper_holds_the_output_and_the_sleeper_die
     begun = time.monotonic()
     with pytest.raises(Died, match="ended with exit code 0"):
         parent.ask(b"", 30)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert gone(int(parent.printed))
 
 

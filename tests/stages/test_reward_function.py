@@ -121,7 +121,7 @@ def test_a_failure_costs_its_answer_and_the_rest_goes_on(source, body, kind, mes
     )
     begun = time.monotonic()
     assert function([episode("a"), episode("ab"), episode("bad"), episode("abc")]) == [1.0, 2.0, None, 3.0]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert function.errors.kinds == {kind: 1}
     (told,) = function.errors.messages
     assert told.startswith(message.replace("FILE", str(function.file)))
