@@ -309,9 +309,9 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
 
     # Held-out prompts and guards.
 
-    def begin(self) -> dict[str, float]:
+    def begin(self, advance: Callable[[int], None] | None = None) -> dict[str, float]:
         """Measure the start, which the guards compare everything with; returns the figures."""
-        measured = self._look(0)
+        measured = self._look(0, advance)
         if measured is None:
             return {}
         self.guards = Guards(self.recipe.guards, measured, self.options.target_kl)
@@ -333,10 +333,10 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             self.good = self.backbone.adapter_tensors(self.role)
         return {name: value for name, value in measured.metrics.items() if name not in _OF_TRAINING}
 
-    def _look(self, step: int) -> Measured | None:
+    def _look(self, step: int, advance: Callable[[int], None] | None = None) -> Measured | None:
         if not self.held_out.asked:
             return None
-        measured = self.held_out.measure(self.collector, step)
+        measured = self.held_out.measure(self.collector, step, advance)
         self.samples_over_time += self.held_out.samples(step)
         variance = self._explained
         training = {"rounds": float(self.rounds)} | ({} if variance is None else {_OF_TRAINING[0]: variance})

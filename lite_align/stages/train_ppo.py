@@ -16,11 +16,13 @@ from lite_align.model.folder import TINY
 from lite_align.recipe import PPOOptions, PPORecipe, Resolved, resolve_auto
 from lite_align.stages import answers, passes, rewards, rows
 from lite_align.stages.guards import Tripped
+from lite_align.stages.held_out import SAMPLES as SAMPLED
 from lite_align.stages.held_out import HeldOut, asks_of
 from lite_align.stages.judge_pairs import held_out_pairs
 from lite_align.stages.ppo import PPO, minibatches
 from lite_align.stages.procedure import Prepared, Procedure
 from lite_align.stages.prompts import prompts
+from lite_align.stages.reward_function import located
 from lite_align.stages.reward_model import RewardSource, reward_of
 from lite_align.stages.rollouts import Asked, Collector
 from lite_align.train.faults import TokenBudget
@@ -77,7 +79,7 @@ class PPOProcedure(Procedure[Prompt]):
             require_sound(source, recipe.ppo)
             found["reward"] = source.sha256
         if recipe.ppo.reward_fn is not None:
-            path = Path(recipe.ppo.reward_fn.rpartition(":")[0])
+            path, _ = located(recipe.ppo.reward_fn)
             found["reward_fn"] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
@@ -183,8 +185,8 @@ class PPOProcedure(Procedure[Prompt]):
 
     def prove(self, stage: PPO, run: Run, view: View) -> None:
         """Measure the start, and show that the first answers come from the reference: KL 0."""
-        with view.bar("start", len(stage.held_out.asked), "prompts"):
-            start = stage.begin()
+        with view.bar("start", SAMPLED * len(stage.held_out.asked), "answers") as bar:
+            start = stage.begin(bar.advance)
         if start:
             run.log_metrics(
                 {"step": 0, "epoch": 0.0, **{f"eval/{name}": value for name, value in start.items()}}
