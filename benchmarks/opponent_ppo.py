@@ -26,7 +26,9 @@ ROLLOUTS, PASSES, NEW_TOKENS = 32, 2, 64
 """Episodes a round, passes over them, and tokens of an answer: of both sides."""
 
 FLAGS = {
-    "attn_implementation": Flag("sdpa", "the fastest kernel on a CPU"),
+    "attn_implementation": Flag(
+        "eager", "a fifth faster than sdpa, whose backward pass in bf16 is slow on a CPU"
+    ),
     "gradient_checkpointing": Flag(False, "nothing is computed twice; the memory is there"),
     "generation_rows": Flag(ROLLOUTS, "all prompts of a round in one batch: fewest passes"),
     "use_cache": Flag(True, "in generation each token is computed once"),
@@ -34,7 +36,9 @@ FLAGS = {
     "sorted_by_length": Flag(True, "prompts of like length stand in one minibatch: least padding"),
     "forward_rows": Flag(BATCH, "more rows without gradients would hold more logits and gain no time"),
     "dropout": Flag(0.0, "as here; ratios must be 1 before the first update"),
-    "frozen_in_eval_mode": Flag(True, "4-bit weights that never train are multiplied by a faster kernel"),
+    "train_mode": Flag(
+        True, "in eval mode bitsandbytes packs 4-bit weights for single tokens: slower for rows"
+    ),
     "lean_collection": Flag(True, "no graph is kept where nothing is trained"),
 }
 """What the opponent does, and why that is the best or the same for both."""
@@ -52,19 +56,20 @@ def name(variant: Variant) -> str:
 
 
 def load(variant: Variant, folder: str) -> nn.Module:
-    """A copy of the base."""
+    """A frozen copy of the base."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32 if variant.base == "fp32" else torch.bfloat16,
         attn_implementation=FLAGS["attn_implementation"].value,
         quantization_config=opponent.quantization() if variant.base == "nf4" else None,
     )
+    return model.requires_grad_(False).train(FLAGS["train_mode"].value)
 
 
-def with_adapter(base: nn.Module, *, frozen: bool = False) -> nn.Module:
-    """A model with an adapter of the shape that both sides have."""
+def with_adapter(base: nn.Module) -> nn.Module:
+    """A model with a trained adapter of the shape that both sides have."""
     from peft import LoraConfig, get_peft_model
 
     shape = LoraConfig(
@@ -74,8 +79,7 @@ def with_adapter(base: nn.Module, *, frozen: bool = False) -> nn.Module:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, shape)
-    return model.requires_grad_(False).eval() if frozen else model.train()
+    return get_peft_model(base, shape).train(FLAGS["train_mode"].value)
 
 
 def four_models(variant: Variant, folder: str) -> Models:
@@ -87,8 +91,8 @@ def four_models(variant: Variant, folder: str) -> Models:
     nn.init.zeros_(head.bias)
     return Models(
         policy=policy,
-        reference=load(variant, folder).requires_grad_(False).eval(),
-        reward=with_adapter(load(variant, folder), frozen=True),
+        reference=load(variant, folder),
+        reward=with_adapter(load(variant, folder)).requires_grad_(False),
         reward_head=torch.randn(size) / (size + 1) ** 0.5,
         value=with_adapter(load(variant, folder)),
         value_head=head,

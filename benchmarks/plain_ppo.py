@@ -226,15 +226,24 @@ def hidden_states(model: nn.Module, rows: Rows) -> Tensor:
 
 def before_answers(hidden: Tensor, rows: Rows) -> Tensor:
     """The hidden states (N, T, H) of the columns that predict the answers."""
-    return hidden[:, -rows.answers.shape[1] - 1 : -1]
+    # A product on the CPU takes fifteen times as long over rows that do not lie end to end.
+    return hidden[:, -rows.answers.shape[1] - 1 : -1].contiguous()
 
 
 def token_logps(model: nn.Module, rows: Rows, temperature: float) -> Tensor:
-    """Log-probs (N, T) of the answers' tokens; the head sees the answers alone."""
+    """Log-probs (N, T) of the answers' tokens; the head sees the answers alone.
+
+    One episode after the other, as TRL does, so that its logits stay in the cache of the processor.
+    """
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     logits = inner.get_output_embeddings()(before_answers(hidden_states(model, rows), rows))
-    logps = (logits.float() / temperature).log_softmax(-1)
-    return logps.gather(2, rows.targets[..., None])[..., 0]
+    if temperature != 1:
+        logits = logits.float() / temperature
+    chosen = [
+        row.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        for row, targets in zip(logits, rows.targets, strict=True)
+    ]
+    return torch.stack(chosen)
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
