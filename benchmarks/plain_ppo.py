@@ -86,6 +86,7 @@ class Experience:
     rollout: Rollout
     mask: Tensor
     old: Tensor
+    entropy: Tensor
     reference: Tensor
     values: Tensor
     scores: Tensor
@@ -230,20 +231,27 @@ def before_answers(hidden: Tensor, rows: Rows) -> Tensor:
     return hidden[:, -rows.answers.shape[1] - 1 : -1].contiguous()
 
 
-def token_logps(model: nn.Module, rows: Rows, temperature: float) -> Tensor:
-    """Log-probs (N, T) of the answers' tokens; the head sees the answers alone.
+class Chosen(NamedTuple):
+    """Of every token of the answers, (N, T): its log-prob, and the entropy of the distribution it was chosen from."""
+
+    logps: Tensor
+    entropy: Tensor | None = None
+
+
+def token_logps(model: nn.Module, rows: Rows, temperature: float, *, entropy: bool = False) -> Chosen:
+    """Log-probs of the answers' tokens, and entropies where they are asked for; the head sees the answers alone.
 
     One episode after the other, as TRL does, so that its logits stay in the cache of the processor.
     """
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     logits = inner.get_output_embeddings()(before_answers(hidden_states(model, rows), rows))
-    if temperature != 1:
-        logits = logits.float() / temperature
-    chosen = [
-        row.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
-        for row, targets in zip(logits, rows.targets, strict=True)
-    ]
-    return torch.stack(chosen)
+    logps, entropies = [], []
+    for row, targets in zip(logits, rows.targets, strict=True):
+        distribution = (row.float() / temperature if temperature != 1 else row.float()).log_softmax(-1)
+        logps.append(distribution.gather(1, targets[:, None])[:, 0])
+        if entropy:
+            entropies.append(-(distribution.exp() * distribution).sum(-1))
+    return Chosen(torch.stack(logps), torch.stack(entropies) if entropy else None)
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
@@ -303,8 +311,12 @@ class PlainPPO:
         """Log-probs, values, scores and advantages of a rollout, before the first update."""
         with torch.no_grad():
             rows = list(self._passes(rollout))
-            old = self._columns(rollout, [self.logps(self.models.policy, batch) for batch in rows])
-            reference = self._columns(rollout, [self.logps(self.models.reference, batch) for batch in rows])
+            chosen = [self.logps(self.models.policy, batch, entropy=True) for batch in rows]
+            old = self._columns(rollout, [each.logps for each in chosen])
+            entropy = self._columns(rollout, [each.entropy for each in chosen if each.entropy is not None])
+            reference = self._columns(
+                rollout, [self.logps(self.models.reference, batch).logps for batch in rows]
+            )
             values = torch.zeros_like(old)
             if self.has_values:
                 values = self._columns(rollout, [self.values(batch) for batch in rows])
@@ -320,7 +332,9 @@ class PlainPPO:
         beta = self.beta if self.settings.kl_in == "reward" else 0.0
         rewards[known] = shaped(scores[known], (old - reference)[known], mask[known], beta)
         advantages, returns = self.advantages(rewards, values, mask, rollout.groups)
-        return Experience(rollout, mask, old, reference, values, scores, rewards, advantages, returns)
+        return Experience(
+            rollout, mask, old, entropy, reference, values, scores, rewards, advantages, returns
+        )
 
     def finished(self, rollout: Rollout, raw: Tensor) -> Tensor:
         """Scores (N,) from the reward model's (N,): standardised and clipped, or that of a missing stop."""
@@ -357,10 +371,10 @@ class PlainPPO:
 
     # Forward passes.
 
-    def logps(self, model: nn.Module, rows: Rows) -> Tensor:
+    def logps(self, model: nn.Module, rows: Rows, *, entropy: bool = False) -> Chosen:
         """Log-probs (N, T) of the answers under a model."""
         with self.precision():
-            return token_logps(model, rows, self.settings.temperature)
+            return token_logps(model, rows, self.settings.temperature, entropy=entropy)
 
     def values(self, rows: Rows) -> Tensor:
         """Values (N, T) of the states in which the answers' tokens were chosen."""
@@ -418,7 +432,7 @@ class PlainPPO:
                 experience.returns,
             )
         )
-        now = self.logps(self.models.policy, rows)
+        now = self.logps(self.models.policy, rows).logps
         policy, cut = clipped_policy(now - old, advantages, own.clip)
         found = {
             "policy/loss": masked_mean(policy, mask),
@@ -454,7 +468,7 @@ class PlainPPO:
             "objective/reward": experience.scores[known].mean(),
             "objective/kl": k1.sum(1)[known].mean(),
             "objective/kl_k3": k3(-k1).sum(1)[known].mean(),
-            "objective/entropy": -masked_mean(experience.old, mask),
+            "objective/entropy": masked_mean(experience.entropy, mask),
             "objective/length": mask.sum(1)[known].float().mean(),
         }
         if self.has_values:

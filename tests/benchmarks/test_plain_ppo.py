@@ -149,10 +149,7 @@ def test_an_update_moves_what_is_trained_and_learns(advantage: str, kl_in: str):
     assert logged[-1]["objective/kl"] != 0
     if advantage == "gae":
         assert logged[-1]["value/loss"] < logged[0]["value/loss"]
-    with torch.no_grad():
-        now = it.score(rollout)
-    ratio = (now.old - it.score(rollout).old).abs().max()
-    assert ratio == 0
+    now = it.score(rollout)
     best, worst = (now.old[n].sum() - now.reference[n].sum() for n in (3, 1))
     assert best > worst  # the better answer of prompt 1 has become likelier than the worse one
 
