@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lite_align.evaluate.statistics import CONFIDENCE, Interval, mean, percent
+from lite_align.evaluate.statistics import CONFIDENCE, Interval, mean, percent, signed
 from lite_align.recipe.ppo import GuardOptions
 
 LEAST_PROMPTS = 6
@@ -109,11 +109,6 @@ def _places(at: Measured) -> dict[str, list[int]]:
         if category is not None:
             found.setdefault(category, []).append(place)
     return {name: places for name, places in sorted(found.items()) if _enough(at, "rule_score", places)}
-
-
-def signed(change: Interval) -> str:
-    """A change with its interval: "+0.31 [+0.12, +0.50]"."""
-    return f"{change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}]".replace("-", "−")
 
 
 # What each guard sees: a sentence, or None where all is well.

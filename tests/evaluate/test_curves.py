@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lite_align.evaluate.curves import MOST_POINTS, PREFERENCE, RunFolder, draw, draw_all, running_mean, thin
+from lite_align.evaluate.charts import PREFERENCE
+from lite_align.evaluate.curves import MOST_POINTS, RunFolder, draw, draw_all, running_mean, thin
 from lite_align.evaluate.folder import read
 
 
