@@ -213,7 +213,7 @@ POLICY: tuple[Chart, ...] = (
     Chart(
         "Different word pairs",
         (Line("text/distinct_2", "sampled answers"), Line("eval/distinct_2", "held out", SECOND, True)),
-        "Share of word pairs that are different, over all answers (distinct-2). A fall means that answers become alike.",
+        "Share of word pairs that are different, over all answers (distinct-2); a fall means that they become alike.",
     ),
     Chart(
         "Repeated word triples",

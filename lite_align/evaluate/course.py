@@ -1,4 +1,4 @@
-"""What became of fixed held-out prompts in the course of a run: their answers, and the categories, at each evaluation."""
+"""Fixed held-out prompts in the course of a run: their answers, and their categories, at each evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ FIGURES = {"tokens": "{:,.0f}", "reward": "{:.2f}", "rule_score": "{:.2f}", "kl"
 
 
 def samples(folder: RunFolder) -> tuple[list[Prompt], int]:
-    """The first MOST_PROMPTS prompts of samples.jsonl with their answers in order, and how many prompts are left out."""
+    """The first MOST_PROMPTS prompts of samples.jsonl with their answers in order, and how many are left out."""
     groups: dict[str, list[Record]] = {}
     for row in folder.samples:
         groups.setdefault(repr(row.get("prompt")), []).append(row)
@@ -82,24 +82,26 @@ def spread(rows: Sequence[Record], most: int) -> list[Record]:
     return [rows[round(n * (len(rows) - 1) / (most - 1))] for n in range(most)]
 
 
-def trends(folder: RunFolder) -> list[Trend]:
-    """The rule score of every category that was measured twice or more, by name."""
+def trends(folder: RunFolder) -> tuple[list[Trend], str]:
+    """The rule score of every category that was measured twice or more, by name, and the axis that they share."""
     names = sorted({name for row in folder.metrics for name in row if name.startswith(CATEGORY)})
     series = [(name.removeprefix(CATEGORY), *folder.series(name)) for name in names]
     series = [(name, steps, values) for name, steps, values in series if len(values) > 1]
     if not series:
-        return []
+        return [], ""
     end = max(max(steps) for _, steps, _ in series) or 1.0
-    least = min(0.0, *(min(values) for _, _, values in series))
-    most = max(1.0, *(max(values) for _, _, values in series))
+    least = min(min(values) for _, _, values in series)
+    most = max(max(values) for _, _, values in series)
+    height = (most - least) or 1.0
 
     def drawn(steps: Sequence[float], values: Sequence[float]) -> str:
         return " ".join(
-            f"{WIDTH * step / end:.1f},{HEIGHT * (1 - (value - least) / (most - least)):.1f}"
+            f"{WIDTH * step / end:.1f},{HEIGHT * (1 - (value - least) / height):.1f}"
             for step, value in zip(steps, values, strict=True)
         )
 
-    return [
+    rows = [
         Trend(name, f"{values[0]:.2f}", f"{min(values):.2f}", f"{values[-1]:.2f}", drawn(steps, values))
         for name, steps, values in series
     ]
+    return rows, f"{least:.2f} to {most:.2f}"

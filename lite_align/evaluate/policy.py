@@ -4,9 +4,7 @@ The reward is what was optimised, so that it rose proves nothing. The verdict re
 score where there is one, else held-out pairs; with neither it names the reward and claims no more.
 """
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from lite_align.evaluate.findings import (
     LENGTH_DRIFT,
@@ -22,7 +20,8 @@ from lite_align.evaluate.findings import (
     warnings,
 )
 from lite_align.evaluate.folder import Record, RunFolder, is_number
-from lite_align.evaluate.statistics import CONFIDENCE, Interval, mean, percent, signed, wilson
+from lite_align.evaluate.gains import HeldOut, Preference, change, known, measure, preferences, trips
+from lite_align.evaluate.statistics import CONFIDENCE, Interval, percent, signed
 from lite_align.view import safe
 
 LEAST_ENTROPY = 0.5  # of the start; the default of guards.entropy_limit
@@ -38,70 +37,9 @@ DID = {
 }
 
 
-@dataclass(frozen=True)
-class Change:
-    """Means before and after, and the mean of the paired differences with its interval."""
-
-    before: float
-    after: float
-    change: Interval
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Figures of the held-out prompts that have them before and after.
-
-    `tokens`: length of the answers; `kl`: nats an answer, after; `rule_score`: None without one.
-    """
-
-    count: int
-    reward: Change
-    kl: Change | None
-    tokens: Change | None
-    rule_score: Change | None
-
-    @property
-    def longer(self) -> float | None:
-        """Relative change of the length."""
-        return self.tokens.after / self.tokens.before - 1 if self.tokens and self.tokens.before else None
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Held-out pairs in which the policy finds the chosen answer likelier.
-
-    `gained` are preferred after and not before, `lost` the other way; both are None where only shares are known.
-    """
-
-    before: float
-    after: float
-    pairs: int | None = None
-    gained: int | None = None
-    lost: int | None = None
-
-    @property
-    def improved(self) -> Interval | None:
-        """Share of the pairs that changed in which the change was for the better."""
-        if self.gained is None or self.lost is None:
-            return None
-        return wilson(self.gained, self.gained + self.lost)
-
-
-def preference_record(before: Sequence[float], after: Sequence[float]) -> dict[str, float | int]:
-    """What run.json says of held-out pairs: `before` and `after` are 1 where the chosen answer is preferred, else 0."""
-    pairs = list(zip(before, after, strict=True))
-    return {
-        "pairs": len(pairs),
-        "before": statistics.fmean(before),
-        "after": statistics.fmean(after),
-        "gained": sum(b < a for b, a in pairs),
-        "lost": sum(b > a for b, a in pairs),
-    }
-
-
 def judge(folder: RunFolder) -> Verdict:
     """The verdict on the files of a ppo run."""
-    rows = [row for row in folder.held_out if _known(row, "reward")]
+    rows = [row for row in folder.held_out if known(row, "reward")]
     found = measure(rows) if rows else None
     preference = preferences(folder)
     few = few_held_out(len(rows), "prompts")
@@ -113,35 +51,6 @@ def judge(folder: RunFolder) -> Verdict:
         headline=_headline(found, preference),
         categories=_categories(by_category(rows, measure)),
     )
-
-
-def measure(rows: Sequence[Record]) -> HeldOut:
-    """Figures of held-out rows that all have rewards before and after."""
-    reward = _change(rows, "reward")
-    assert reward is not None
-    return HeldOut(len(rows), reward, *(_change(rows, name) for name in ("kl", "tokens", "rule_score")))
-
-
-def preferences(folder: RunFolder) -> Preference | None:
-    """Held-out pairs from run.json, or only their shares from the evaluations; None if there were none."""
-    told = folder.part("ppo").get("preference")
-    if isinstance(told, Mapping) and all(is_number(told.get(name)) for name in preference_record([0], [0])):
-        return Preference(told["before"], told["after"], told["pairs"], told["gained"], told["lost"])
-    _, values = folder.series("eval/preference_accuracy")
-    return Preference(values[0], values[-1]) if len(values) > 1 else None
-
-
-def _known(row: Record, name: str) -> bool:
-    sides = row.get("before"), row.get("after")
-    return all(isinstance(side, Mapping) and is_number(side.get(name)) for side in sides)
-
-
-def _change(rows: Sequence[Record], name: str, confidence: float = CONFIDENCE) -> Change | None:
-    known = [(row["before"][name], row["after"][name]) for row in rows if _known(row, name)]
-    if not known:
-        return None
-    before, after = (statistics.fmean(side) for side in zip(*known, strict=True))
-    return Change(before, after, mean([a - b for b, a in known], confidence))
 
 
 def _word(found: HeldOut | None, preference: Preference | None) -> Word:
@@ -211,23 +120,12 @@ def _distance(found: HeldOut) -> list[str]:
     return [text[0].upper() + text[1:] + "."] if text else []
 
 
-def trips(folder: RunFolder) -> list[Record]:
-    """What the guards saw, in the order of the run."""
-    rows = folder.part("ppo").get("guards")
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
-
-
 def _hacking(folder: RunFolder) -> list[str]:
-    seen = [
-        row
-        for row in trips(folder)
-        if row.get("guard") == "hacking" and "reward rose" in str(row.get("text"))
+    seen = [row for row in trips(folder) if row.get("guard") == "hacking"]
+    told = [
+        f"Reward hacking was seen at step {_plain(row.get('step'))}: {_plain(row.get('text'))}"
+        for row in seen[:1]
     ]
-    told = (
-        [f"Reward hacking was seen at step {_plain(seen[0].get('step'))}: {_plain(seen[0].get('text'))}"]
-        if seen
-        else []
-    )
     back = folder.part("ppo").get("rolled_back_to")
     if is_number(back):
         told.append(f"The policy is that of step {back:,.0f}, to which a guard rolled it back.")
@@ -281,7 +179,8 @@ def _figures(found: HeldOut | None, preference: Preference | None) -> list[Figur
 
 def _quality_figure(found: HeldOut | None, preference: Preference | None) -> Figure:
     if found is not None and (score := found.rule_score) is not None:
-        note = f"not optimised; {score.before:.2f} before, change {signed(score.change)}, {score.change.count:,} prompts"
+        moved = f"{score.before:.2f} before, change {signed(score.change)}"
+        note = f"not optimised; {moved}, {score.change.count:,} prompts"
         return Figure("Rule score", f"{score.after:.2f}", note)
     if preference is not None:
         moved = (
@@ -314,7 +213,7 @@ def _categories(details: Mapping[str, HeldOut]) -> Categories | None:
     scored = all(row.rule_score is not None for row in details.values())
     changes = {name: (row.rule_score if scored else None) or row.reward for name, row in details.items()}
     ends = [value for row in changes.values() for value in (row.before, row.after)]
-    span = (0.0, 1.0) if scored and 0 <= min(ends) and max(ends) <= 1 else (min(ends), max(ends))
+    span = (0.0, 1.0) if scored and min(ends) >= 0 and max(ends) <= 1 else (min(ends), max(ends))
     figure = "Rule score" if scored else "Held-out reward"
     return Categories(
         f"{figure} by category",
@@ -347,6 +246,8 @@ def _tripped(folder: RunFolder) -> list[str]:
     last: dict[str, str] = {}
     for row in trips(folder):
         guard = _plain(row.get("guard"))
+        if guard == "hacking":  # stands in the sentences
+            continue
         steps.setdefault(guard, []).append(_plain(row.get("step")))
         last[guard] = _plain(row.get("text"))
     return [
@@ -389,10 +290,10 @@ def _length_drifts(folder: RunFolder, found: HeldOut | None) -> str | None:
 
 
 def _categories_lost(folder: RunFolder, found: HeldOut | None) -> str | None:
-    groups = by_category([row for row in folder.held_out if _known(row, "rule_score")], list)
+    groups = by_category([row for row in folder.held_out if known(row, "rule_score")], list)
     # The intervals hold for all categories together.
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(groups))
-    changes = {name: _change(rows, "rule_score", confidence) for name, rows in groups.items()}
+    changes = {name: change(rows, "rule_score", confidence) for name, rows in groups.items()}
     lost = [
         f"{_plain(name)} {signed(row.change)}" for name, row in changes.items() if row and row.change.high < 0
     ]

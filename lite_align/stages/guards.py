@@ -45,7 +45,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tripped:
-    """A guard that saw its sign: what the recipe wants done, and what was seen, in one sentence for people."""
+    """A guard that saw its sign: what the recipe wants done, and what was seen, in one sentence for people.
+
+    `guard` is its name in the recipe, or "unmeasured" where one could not see what it saw at the start.
+    """
 
     guard: str
     action: str
@@ -385,7 +388,7 @@ class Guards:
             seen = guard.look(at)
         except Unmeasured as missing:
             text = f"The guard {name} saw nothing: {missing} could not be measured, although it was at the start."
-            return Tripped(name, "warn", at.now.step, text)
+            return Tripped("unmeasured", "warn", at.now.step, text)
         if not guard.patient:
             return None if seen is None else Tripped(name, action, at.now.step, f"{seen}.")
         if seen is None:
