@@ -110,10 +110,10 @@ def _preferred(preference: Preference) -> str:
 def _distance(found: HeldOut) -> list[str]:
     told: list[str] = []
     if found.kl is not None:
-        told.append(f"it is {found.kl.after:.2f} nats an answer from its start")
+        told.append(f"the policy is {found.kl.after:.2f} nats an answer from its start")
     if found.tokens is not None and found.longer is not None:
         told.append(
-            f"its answers have {found.tokens.after:.1f} tokens, before {found.tokens.before:.1f} "
+            f"answers have {found.tokens.after:.1f} tokens, before {found.tokens.before:.1f} "
             f"({100 * found.longer:+.0f} %)".replace("-", "−")
         )
     text = ", and ".join(told)
