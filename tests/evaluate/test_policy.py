@@ -33,7 +33,7 @@ def test_a_healthy_run_is_better_by_what_was_not_optimised(build_policy: Builder
         "On 60 held-out prompts the rule score went from 0.67 to 0.80: +0.13 [+0.11, +0.16]."
     )
     assert reward.endswith("It is the reward that was optimised.")
-    assert distance.startswith("The policy is 4.35 nats an answer from its start")
+    assert distance.startswith("The policy is 4.63 nats an answer from its start")
     assert distance.endswith("(+8 %).")
     assert guards == "No guard saw anything."
     assert [figure.label for figure in found.figures] == [
@@ -126,7 +126,7 @@ def test_warnings_name_what_else_went_wrong(build_policy: Builder):
     for part in (
         "Guards were off (guards.enabled)",
         "Guards that could not see: kl: ppo.target_kl is null",
-        "KL is over its budget: 4.35 nats an answer, above 2 times ppo.target_kl (2).",
+        "KL is over its budget: 4.63 nats an answer, above 2 times ppo.target_kl (2).",
         "Entropy collapsed from 0.62 to 0.3",
         "Only 90.0 % of held-out answers ended with a stop token",
         "7 sampled answers had no reward",
