@@ -107,7 +107,7 @@ def test_rewards_of_an_answer_sum_up_to_its_score_less_its_kl(lengths: list[int]
 # Advantages of tokens.
 
 REWARDS = [[0, 0, 4, *[PADDING] * 3], [-1, 0, 0, 0, -1, 3], [PADDING] * 6]
-VALUES = [[1, 2, 2, *[PADDING] * 3], [0, 2, 2, -2, 4, 1], [PADDING] * 6]
+VALUES = [[1, 2, 2, *[-PADDING] * 3], [0, 2, 2, -2, 4, 1], [-PADDING] * 6]
 """Errors r + V' − V: (0 + 2 − 1, 0 + 2 − 2, 4 − 2) = (1, 0, 2) and (1, 0, −4, 6, −4, 2), from left to right."""
 
 

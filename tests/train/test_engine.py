@@ -39,9 +39,7 @@ class Linear:
 
     poison = 0.0
 
-    def __init__(
-        self, *, device: str = "cpu", fused: bool = True, own_rate: float | None = None, **changes
-    ):
+    def __init__(self, *, device: str = "cpu", fused: bool = True, own_rate: float | None = None, **changes):
         torch.manual_seed(0)
         self.a = nn.Parameter(torch.randn(3).to(device))
         self.b = nn.Parameter(torch.zeros(1).to(device))
