@@ -204,7 +204,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         self._clear()
         answers = self.minibatch(number, index)
         weight = float(self._kept_tokens(answers))
-        if self._stopped or not weight:
+        if self._stopped or not weight or not self._teaches(answers, number):
             self._row["policy/skipped"] = self._row.get("policy/skipped", 0.0) + 1
             return Window([], 0.0)
         trees = [rollout.trees[n // self.samples] for n in answers[:: self.samples]]
@@ -275,6 +275,15 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             {name: (values * kept).sum() for name, values in sums.items()},
             self._kept_tokens(batch.answers),
         )
+
+    def _teaches(self, answers: Sequence[int], number: int) -> bool:
+        """Whether a minibatch has a gradient at all: answers that are all as good as each other have none."""
+        own, rollout = self._columns, self._rollout
+        assert own is not None
+        assert rollout is not None
+        if self.value_head is not None or (number > 0 and kl_in(self.recipe) == "loss"):
+            return True
+        return bool(own.advantages[rollout.ragged.places(answers)].any())
 
     def _kept_tokens(self, answers: Sequence[int]) -> int:
         """Tokens of the answers that have a reward."""
