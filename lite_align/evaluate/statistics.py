@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its 95 % interval, from `count` observations."""
+    """An estimate and the ends of its interval, of 95 % unless told otherwise, from `count` observations."""
 
     value: float
     low: float
@@ -55,15 +55,15 @@ def accuracy(margins: Sequence[float]) -> Interval:
     return Interval(value, decided.low, decided.high, len(margins))
 
 
-def mean(values: Sequence[float]) -> Interval:
-    """Mean with the t interval; of fewer than two values the interval is everything."""
+def mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Mean with the t interval of a confidence; of fewer than two values the interval is everything."""
     if len(values) < 2:
         return Interval(values[0] if values else 0.0, -math.inf, math.inf, len(values))
     from scipy.stats import t
 
     centre = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    half = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
     return Interval(centre, centre - half, centre + half, len(values))
 
 

@@ -20,7 +20,7 @@ from lite_align.model import generate as generation
 from lite_align.model.blocks import Blocks
 from lite_align.model.kernels import BatchLike
 from lite_align.model.load import Loaded
-from lite_align.model.logps import choose_head, token_scores
+from lite_align.model.logps import at_temperature, choose_head, token_scores, token_statistics
 from lite_align.model.storage import weights_sha256
 from lite_align.recipe import LoraOptions, SpeedOptions
 
@@ -260,11 +260,25 @@ class Backbone:
         padding = batch.input_ids.shape[1] - len(hidden)
         return nn.functional.pad(hidden, (0, 0, 0, padding)) if padding else hidden
 
+    def states(self, batch: ForestBatch) -> Tensor:
+        """Last hidden states before every trained token, those that predict it: (M, H)."""
+        # index_select: its backward adds in a fixed order.
+        return self.hidden(batch).index_select(0, batch.predict)
+
     def token_scores(self, batch: ForestBatch) -> tuple[Tensor, Tensor]:
         """Log-prob of every trained token and whether no token is likelier: (M,) fp32 and (M,) bool."""
-        # index_select: its backward adds in a fixed order.
-        hidden = self.hidden(batch).index_select(0, batch.predict)
-        return token_scores(hidden, self.head, batch.target, contexts=self._contexts)
+        return token_scores(self.states(batch), self.head, batch.target, contexts=self._contexts)
+
+    def state_logps(self, states: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probs of tokens from the states before them, (M, H) and (M,) -> (M,) fp32, at a temperature."""
+        head = at_temperature(self.head, temperature)
+        return token_scores(states, head, target, contexts=self._contexts)[0]
+
+    def state_statistics(
+        self, states: Tensor, target: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """`state_logps` without gradients, and the entropy of the token after every state, in nats: (M,) fp32 each."""
+        return token_statistics(states, at_temperature(self.head, temperature), target)
 
     def leaf_logps(self, batch: ForestBatch) -> Tensor:
         """Log-prob of every leaf's trained tokens together: (L,) fp32."""

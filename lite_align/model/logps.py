@@ -6,7 +6,7 @@ Shape letters: M tokens, H hidden size, V vocabulary.
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,12 +51,22 @@ class FrozenHead:
 
 @dataclass(frozen=True)
 class OwnHead:
-    """The model's head with everything that its own code does to the logits: slower, always right."""
+    """The model's head with all that its own code does to the logits, over a temperature: slower, always right."""
 
     model: PreTrainedModel
+    temperature: float = 1.0
 
 
 Head = FrozenHead | OwnHead
+
+
+def at_temperature(head: Head, temperature: float) -> Head:
+    """The head whose logits are divided by a temperature, after its softcap."""
+    if isinstance(head, OwnHead):
+        return replace(head, temperature=head.temperature * temperature)
+    softcap = None if head.softcap is None else head.softcap / temperature
+    return replace(head, scale=head.scale / temperature, softcap=softcap)
+
 
 # How configurations name the factor of the logits: (key, whether it divides, only for this model type).
 _SCALES: tuple[tuple[str, bool, str | None], ...] = (
@@ -217,7 +227,7 @@ def _own_token_scores(
     hidden: Tensor, head: OwnHead, target: Tensor, chunk: int, contexts: Contexts
 ) -> tuple[Tensor, Tensor]:
     def logps(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = own_logits(head.model, rows).float()
+        logits = own_logits(head.model, rows).float() / head.temperature
         chosen = logits.gather(1, ids[:, None])[:, 0]
         return chosen - logits.logsumexp(1), chosen.detach() >= logits.detach().amax(1)
 
@@ -228,6 +238,38 @@ def _own_token_scores(
     if not parts:
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.bool)
     return torch.cat([logps for logps, _ in parts]), torch.cat([best for _, best in parts])
+
+
+@torch.no_grad()
+def token_statistics(hidden: Tensor, head: Head, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target token, exactly as `token_scores` has it, and the entropy of its distribution, in nats.
+
+    Hidden (M, H), target (M,) -> (M,) fp32 each, without gradients; one matrix product with the vocabulary.
+    """
+    logps, entropies = (torch.empty(len(target), device=hidden.device) for _ in range(2))
+    size = 256 if isinstance(head, OwnHead) else tokens_at_once(len(head.weight), hidden.device.type)
+    size = max(1, min(size, len(target)))
+    for start in range(0, len(target), size):
+        part = slice(start, start + size)
+        y = _all_logits(hidden[part], head)
+        if isinstance(head, OwnHead):
+            logps[part] = y.gather(1, target[part][:, None])[:, 0] - y.logsumexp(1)
+            y = y.sub_(y.amax(1, keepdim=True)).exp_()
+            mass = y.sum(1, keepdim=True)
+        else:
+            logps[part], _, mass = _normalise(y, target[part])
+        entropies[part] = mass.log()[:, 0] - torch.special.xlogy(y, y).sum(1) / mass[:, 0]
+    return logps, entropies
+
+
+def _all_logits(rows: Tensor, head: Head) -> Tensor:
+    if isinstance(head, OwnHead):
+        return own_logits(head.model, rows).float() / head.temperature
+    weight, in_bf16 = _factor(rows, head)
+    y = torch.empty(len(rows), len(weight), dtype=torch.float32, device=rows.device)
+    _product(rows.to(weight.dtype), weight, y, in_bf16)
+    _finish(y, head, needs_gradient=False)
+    return y
 
 
 class _FrozenTokenScores(torch.autograd.Function):
@@ -242,12 +284,8 @@ class _FrozenTokenScores(torch.autograd.Function):
         ctx: Any, hidden: Tensor, target: Tensor, head: FrozenHead, chunk: int, needs_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         chunk = max(1, min(chunk, len(target)))
-        # The logits are fp32: rounded to bf16 they cost 0.01 nats a token.
-        weight = head.exact
-        if weight is None:
-            weight = head.weight if hidden.device.type == "cuda" else head.weight.float()
+        weight, in_bf16 = _factor(hidden, head)
         rows_of = hidden.detach().to(weight.dtype)
-        in_bf16 = head.weight.dtype == hidden.dtype == torch.bfloat16 and _cpu_has_bf16()
         back = head.weight if in_bf16 else weight
         logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
         best = torch.empty(len(target), dtype=torch.bool, device=hidden.device)
@@ -271,6 +309,15 @@ class _FrozenTokenScores(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (jacobian,) = ctx.saved_tensors
         return (jacobian * gradients[0][:, None]).to(jacobian.dtype), None, None, None, None
+
+
+def _factor(hidden: Tensor, head: FrozenHead) -> tuple[Tensor, bool]:
+    """The weight that hidden states are multiplied with, and whether both are bf16 numbers."""
+    # The logits are fp32: rounded to bf16 they cost 0.01 nats a token.
+    weight = head.exact
+    if weight is None:
+        weight = head.weight if hidden.device.type == "cuda" else head.weight.float()
+    return weight, head.weight.dtype == hidden.dtype == torch.bfloat16 and _cpu_has_bf16()
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from lite_align.recipe.pipeline import (
     is_pipeline,
     load_pipeline,
 )
+from lite_align.recipe.ppo import Action, GuardOptions, PPOOptions
 from lite_align.recipe.schema import (
     PROJECTIONS,
     STAGES,
@@ -32,7 +33,6 @@ from lite_align.recipe.schema import (
     LossOptions,
     ModelOptions,
     PairDataOptions,
-    PPOOptions,
     PPORecipe,
     Recipe,
     RewardLossOptions,
@@ -50,8 +50,10 @@ __all__ = [
     "PROJECTIONS",
     "STAGES",
     "TRAINS",
+    "Action",
     "DPORecipe",
     "DataOptions",
+    "GuardOptions",
     "Key",
     "LoraOptions",
     "LossOptions",

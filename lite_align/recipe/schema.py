@@ -4,28 +4,17 @@ Each setting also carries its drift class, which tells what a resumed run does w
 `refuse` (it would be another run), `ask` (only with `--accept-drift KEY`) or `free`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-REFUSE: dict[str, Any] = {"drift": "refuse"}
-ASK: dict[str, Any] = {"drift": "ask"}
-FREE: dict[str, Any] = {"drift": "free"}
+from lite_align.recipe.block import ASK, FREE, REFUSE, Auto, Block, Positive, PositiveInteger, Share
+from lite_align.recipe.ppo import GuardOptions, PPOOptions
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-Auto = Literal["auto"]
 TrainOn = Literal["all_turns", "last_turn", "all_tokens"]
-Positive = Annotated[float, Field(gt=0)]
-PositiveInteger = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Block(BaseModel):
-    """A part of a recipe: frozen, no unknown keys, no conversion between types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelOptions(Block):
@@ -306,40 +295,6 @@ class SpeedOptions(Block):
     )
 
 
-class PPOOptions(Block):
-    """Rollouts and the clipped update."""
-
-    reward: str | None = Field(
-        default=None, description="Run folder of the reward model.", json_schema_extra=REFUSE
-    )
-    rollouts: PositiveInteger = Field(
-        default=64, description="Answers sampled an update.", json_schema_extra=REFUSE
-    )
-    passes: PositiveInteger = Field(
-        default=2, description="Passes over each batch of rollouts.", json_schema_extra=REFUSE
-    )
-    max_new_tokens: PositiveInteger = Field(
-        default=256, description="Longest sampled answer, in tokens.", json_schema_extra=REFUSE
-    )
-    temperature: Positive = Field(
-        default=1.0,
-        description="Sampling temperature, also used for every log-prob.",
-        json_schema_extra=REFUSE,
-    )
-    kl: Annotated[float, Field(ge=0)] = Field(
-        default=0.05, description="Weight of the KL to the reference at the start.", json_schema_extra=REFUSE
-    )
-    target_kl: Positive | None = Field(
-        default=6.0,
-        description="KL an answer, in nats, that kl adapts to; null: kl stays.",
-        json_schema_extra=REFUSE,
-    )
-    clip: Positive = Field(default=0.2, description="Clipping of ratio and value.", json_schema_extra=REFUSE)
-    gae_lambda: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.95, description="Lambda of the advantage estimate (gamma is 1).", json_schema_extra=REFUSE
-    )
-
-
 class SFTRecipe(Block):
     """Supervised fine-tuning on conversations."""
 
@@ -392,12 +347,26 @@ class RewardRecipe(WithoutDropout):
     speed: SpeedOptions = SpeedOptions()
 
 
+class PPOTrainOptions(TrainOptions):
+    """Optimiser, length of the run, and how often it is looked at and saved."""
+
+    batch_size: PositiveInteger = Field(
+        default=32, description="Sampled answers an optimiser step.", json_schema_extra=REFUSE
+    )
+    adam_epsilon: Positive = Field(
+        default=1e-5,
+        description="AdamW epsilon (1e-5 is usual in PPO: arXiv 2403.17031).",
+        json_schema_extra=ASK,
+    )
+
+
 class PPORecipe(WithoutDropout):
-    """Reinforcement learning from a reward model."""
+    """Reinforcement learning from a reward model, a function or rules."""
 
     stage: Literal["ppo"] = "ppo"
     ppo: PPOOptions = PPOOptions()
-    train: TrainOptions = TrainOptions()
+    guards: GuardOptions = GuardOptions()
+    train: PPOTrainOptions = PPOTrainOptions()
     speed: SpeedOptions = SpeedOptions()
 
 

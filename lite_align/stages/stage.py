@@ -2,20 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from lite_align.data import forest
 from lite_align.data.types import Tree
 from lite_align.model.backbone import Backbone, Role
-from lite_align.recipe import DPORecipe, RewardRecipe, SFTRecipe
+from lite_align.recipe import Recipe
 from lite_align.stages import passes
 from lite_align.train.engine import Loss, MicroBatch, Window
 from lite_align.train.faults import TokenBudget
 
 T = TypeVar("T")
-RecipeT = TypeVar("RecipeT", bound=SFTRecipe | RewardRecipe | DPORecipe)
+RecipeT = TypeVar("RecipeT", bound=Recipe)
 BatchT = TypeVar("BatchT", bound=MicroBatch)
 
 
@@ -32,6 +32,10 @@ class Stage(ABC, Generic[RecipeT, BatchT]):
     name: str
     role: ClassVar[Role] = Role.POLICY
     """What is trained; its adapter is saved under this name."""
+    steps_per_round: int = 1
+    rate_factor: float = 1.0
+    ended: str = ""
+    """See `train.fit.Stage`."""
 
     def __init__(
         self,
@@ -75,6 +79,17 @@ class Stage(ABC, Generic[RecipeT, BatchT]):
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics, each example counted once."""
+
+    def measured(self) -> dict[str, float]:
+        """What else belongs in the next row of metrics, since the last call."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides tensors and the step, as JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
 
     def own_part(self, items: Sequence[T]) -> Sequence[T]:
         """What this process does of a window."""

@@ -4,6 +4,7 @@ The trainable tensors of a role live in one flat fp32 buffer, so clipping, AdamW
 kernels. The loss is weighted over the whole optimiser step: how examples fall into micro-batches changes nothing.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,10 +53,21 @@ class Loss:
 
 @dataclass(frozen=True)
 class Window(Generic[BatchT]):
-    """The micro-batches of one optimiser step; `weight` is the sum of the weights of all its examples."""
+    """The micro-batches of one optimiser step; `weight` is the sum of the weights of all its examples.
+
+    One without micro-batches makes no update.
+    """
 
     batches: Sequence[BatchT]
     weight: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors with a peak learning rate of their own: they follow the schedule, and are clipped by their own norm."""
+
+    named: Sequence[tuple[str, nn.Parameter]]
+    learning_rate: float
 
 
 class FlatParameters:
@@ -127,9 +139,12 @@ class Engine(Generic[BatchT]):
         options: train options of the recipe, with no "auto" left.
         total_steps: length of the schedule.
         fused: AdamW as one kernel; if not, its plain path, which waits for the device in every step.
+        others: further tensors, with learning rates of their own.
 
     Attributes:
-        step: finished updates.
+        step: finished updates, skipped ones included.
+        skipped: steps that made no update.
+        rate_factor: of every learning rate.
         phase: what the update is doing or did last, for messages: "forward", "backward" or "optimizer".
         sums: metrics of finished updates since the last `logged`.
     """
@@ -142,21 +157,28 @@ class Engine(Generic[BatchT]):
         total_steps: int,
         *,
         fused: bool = True,
+        others: Sequence[Group] = (),
     ) -> None:
         assert not isinstance(options.learning_rate, str), "learning_rate must be resolved before training"
+        groups = [Group(named, options.learning_rate), *others]
         self.accelerator = accelerator
-        self.parameters = FlatParameters(named)
+        self.parameters = FlatParameters([one for group in groups for one in group.named])
         self.options = options
-        self.peak = options.learning_rate
+        self.peaks = [group.learning_rate for group in groups]
         self.total_steps = total_steps
         self.fused = fused
-        self.step = 0
+        self.step = self.skipped = 0
+        self.rate_factor = 1.0
         self.phase = ""
         self.sums = Sums()
         flat = self.parameters.flat
+        self._parts = _slices([sum(p.numel() for _, p in group.named) for group in groups])
+        self._leaves = [nn.Parameter(flat.data[part]) for part in self._parts]
+        for leaf, part in zip(self._leaves, self._parts):
+            leaf.grad = self.parameters.gradient[part]
         self.optimizer = torch.optim.AdamW(
-            [flat],
-            lr=self.peak,
+            self._leaves,
+            lr=self.peaks[0],
             betas=(options.adam_beta1, options.adam_beta2),
             eps=options.adam_epsilon,
             weight_decay=options.weight_decay,
@@ -166,7 +188,8 @@ class Engine(Generic[BatchT]):
         # The moments take their memory now: memory that runs out later is never that of `optimizer.step`.
         self._set_moments(torch.zeros_like(flat), torch.zeros_like(flat), 0)
         self._broken = torch.zeros((), device=flat.device)  # 1 from the first gradient on that is not finite
-        self._unchecked: dict[int, list[int]] = {}  # examples of the steps since `check`, by step from 0
+        self._unchecked: dict[int, list[int]] = {}  # examples of the updates since `check`, by step from 0
+        self._checked = 0  # updates before these
 
     def update(self, window: Window[BatchT], loss_of: Callable[[BatchT], Loss]) -> None:
         """Run forward and backward over the window and make one step; then its metrics are added to `sums`.
@@ -190,22 +213,29 @@ class Engine(Generic[BatchT]):
             gradient.copy_(self._summed(gradient))
         if self.step == 0:
             self._require_gradients()
-        norm = gradient.norm()
+        norms = torch.stack([gradient[part].norm() for part in self._parts])
         if self.options.max_grad_norm:
-            gradient.mul_((self.options.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            for part, norm in zip(self._parts, norms):
+                gradient[part].mul_((self.options.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._unchecked[self.step] = [key for batch in window.batches for key in batch.keys]
-        self._broken = torch.maximum(self._broken, 1.0 - norm.isfinite().float())
+        self._broken = torch.maximum(self._broken, 1.0 - norms.isfinite().all().float())
         if self.fused:
             # As torch's GradScaler does: where this is 1, the kernel changes neither weights nor moments nor `step`.
             self.optimizer.found_inf = self._broken  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self.check()
-        self.optimizer.param_groups[0]["lr"] = self.rate
+        for own, peak in zip(self.optimizer.param_groups, self.peaks):
+            own["lr"] = self._rate(peak)
         self.optimizer.step()
         for sums, count in losses:
             self.sums.add(sums, count)
-        self.grad_norm = norm
+        self.grad_norm = norms[0]
         self.step += 1
+
+    def skip(self) -> None:
+        """Go on to the next step without an update."""
+        self.step += 1
+        self.skipped += 1
 
     def check(self) -> None:
         """Wait for the device; stop the run if a gradient since the last call was not finite.
@@ -213,21 +243,25 @@ class Engine(Generic[BatchT]):
         Raises:
             TrainingStopped: weights and moments are those before that step.
         """
-        broken, made = torch.stack([self._broken, self._moments["step"].to(self._broken.device)]).tolist()
+        broken, made = torch.stack([self._broken, self._updates.to(self._broken.device)]).tolist()
         if broken:
-            self.step = int(made)
+            self.step = list(self._unchecked)[int(made) - self._checked]
             keys = self._unchecked[self.step]
             raise TrainingStopped(
                 f"The gradient of step {self.step + 1} is not finite; the step was not made.",
                 details=[f"examples of that step: {', '.join(map(str, keys[:32]))}"],
                 remedy="Lower train.learning_rate, or look at these rows; the last checkpoint is intact.",
             )
+        self._checked += len(self._unchecked)
         self._unchecked.clear()
 
     @property
     def rate(self) -> float:
         """Learning rate of the next update."""
-        return learning_rate(self.step, self.total_steps, self.options, self.peak)
+        return self._rate(self.peaks[0])
+
+    def _rate(self, peak: float) -> float:
+        return self.rate_factor * learning_rate(self.step, self.total_steps, self.options, peak)
 
     def _require_gradients(self) -> None:
         # lora_B starts at 0, so at the first step lora_A has no gradient yet; all others must have one.
@@ -257,28 +291,36 @@ class Engine(Generic[BatchT]):
         return {**means(names, stacked), "grad_norm": float(self.grad_norm)}
 
     @property
-    def _moments(self) -> dict[str, Tensor]:
-        return self.optimizer.state[self.parameters.flat]
+    def _updates(self) -> Tensor:
+        """How many updates AdamW has made."""
+        return self.optimizer.state[self._leaves[0]]["step"]
 
-    def _set_moments(self, mean: Tensor, square: Tensor, step: int) -> None:
-        flat = self.parameters.flat
-        # The plain path reads the number of steps on the host.
-        counted_on = flat.device if self.fused else torch.device("cpu")
-        self.optimizer.state[flat] = {
-            "step": torch.tensor(float(step), dtype=torch.float32, device=counted_on),
-            "exp_avg": mean.detach(),
-            "exp_avg_sq": square.detach(),
-        }
+    def _set_moments(self, mean: Tensor, square: Tensor, updates: int) -> None:
+        self._mean, self._square = mean.detach(), square.detach()
+        # The plain path reads the number of updates on the host.
+        counted_on = mean.device if self.fused else torch.device("cpu")
+        for leaf, part in zip(self._leaves, self._parts):
+            self.optimizer.state[leaf] = {
+                "step": torch.tensor(float(updates), dtype=torch.float32, device=counted_on),
+                "exp_avg": self._mean[part],
+                "exp_avg_sq": self._square[part],
+            }
 
     def state(self) -> dict[str, Tensor]:
         """AdamW moments and the start of the moving-parameter meter, by name, for a checkpoint."""
-        moments = {name: self._moments[name] for name in ("exp_avg", "exp_avg_sq")}
-        return {**moments, "start": self.parameters.start}
+        return {"exp_avg": self._mean, "exp_avg_sq": self._square, "start": self.parameters.start}
 
-    def load_state(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Continue after `step` finished updates with the moments of a checkpoint (exact)."""
+    def load_state(self, tensors: dict[str, Tensor], step: int, skipped: int = 0) -> None:
+        """Continue after `step` steps, `skipped` of them without an update, with a checkpoint's moments (exact)."""
         device = self.parameters.flat.device
         self.parameters.start.copy_(tensors["start"])
         mean, square = (tensors[name].to(device).clone() for name in ("exp_avg", "exp_avg_sq"))
-        self._set_moments(mean, square, step)
-        self.step = step
+        self._set_moments(mean, square, step - skipped)
+        self.step, self.skipped = step, skipped
+        self._checked = step - skipped
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    """Where stretches of these sizes lie, one after the other."""
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends)]

@@ -25,13 +25,24 @@ METER_SHARE = 0.99  # bf16 adapters move less than 1 % at DPO learning rates, fp
 
 
 class Stage(Protocol[BatchT]):
-    """What the loop asks of a stage."""
+    """What the loop asks of a stage.
+
+    Attributes:
+        name: of the stage.
+        budget: tokens of a pass.
+        steps_per_round: optimiser steps that belong together; the run is logged, evaluated and saved between rounds.
+        rate_factor: of every learning rate.
+        ended: why the run ends before its last step; empty while it goes on.
+    """
 
     name: str
     budget: TokenBudget
+    steps_per_round: int
+    rate_factor: float
+    ended: str
 
     def window(self, step: int) -> Window[BatchT]:
-        """The examples of optimiser step `step`, a function of the step alone, in passes within the budget."""
+        """The examples of optimiser step `step`, a function of step and state alone, in passes within the budget."""
         ...
 
     def loss(self, batch: BatchT) -> Loss:
@@ -44,6 +55,18 @@ class Stage(Protocol[BatchT]):
 
     def epoch(self, step: int) -> float:
         """Epochs finished after `step` updates."""
+        ...
+
+    def measured(self) -> dict[str, float]:
+        """What else belongs in the next row of metrics, since the last call."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides tensors and the step, as JSON values."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
         ...
 
     def adapters(self) -> dict[str, dict[str, Tensor]]:
@@ -104,35 +127,39 @@ def fit(
         TrainingStopped: the loss is not finite or the adapter does not move; the last checkpoint is intact.
         TooLittleMemory: memory runs out with one example at a time; the last checkpoint is intact.
     """
-    total = engine.total_steps
+    total, together = engine.total_steps, stage.steps_per_round
     if engine.step == 0:  # so that a run that starts over before its first checkpoint draws the same numbers
         set_seed(engine.options.seed)
     clock = Clock()
     with Signals() as signals, view.bar(stage.name, total, "steps", done=engine.step, speed=False) as bar:
-        while engine.step < total:
+        while engine.step < total and not stage.ended:
             # 1. One exact update over the examples of this step.
+            engine.rate_factor = stage.rate_factor
             rate = engine.rate
             window = make_step(stage, engine)
             for batch in window.batches:
                 clock.count(len(batch.keys), batch.tokens)
             step = engine.step
+            last = step == total
             # 2. What happened, to the metrics file and the progress line.
-            if step % cadence.log == 0 or step == total:
-                row = log_row(engine, run, stage.epoch(step), rate, clock)
+            if due(step, cadence.log, together) or last:
+                row = log_row(engine, run, stage, rate, clock)
                 bar.advance(0, **progress_fields(row))
             bar.advance(1)
             if step == METER_STEPS:
                 check_meter(engine)
             # 3. Held-out metrics before the checkpoint, so that a resumed run does not repeat them.
-            if step % cadence.evaluate == 0 or step == total:
+            if due(step, cadence.evaluate, together) or last:
                 engine.check()
                 clock.pause()
                 held_out = {f"eval/{name}": value for name, value in stage.evaluate().items()}
                 run.log_metrics({"step": step, "epoch": stage.epoch(step), **held_out})
                 clock.go_on()
             # 4. State to disk: on the cadence, at the end, and when somebody asks the run to stop.
-            stop = signals.received  # read once: a signal that comes later waits for the next step's save
-            if step % cadence.save == 0 or step == total or stop:
+            stop = (
+                step % together == 0 and signals.received
+            )  # read once: what comes later waits for the next save
+            if due(step, cadence.save, together) or last or stage.ended or stop:
                 engine.check()
                 clock.pause()
                 save(stage, engine, run, cadence)
@@ -146,10 +173,15 @@ def fit(
                 )
 
 
+def due(step: int, every: int, together: int = 1) -> bool:
+    """Whether what is done every so many steps is due after `step`, if it can be done between rounds only."""
+    return step % together == 0 and step // every > (step - together) // every
+
+
 def make_step(stage: Stage[BatchT], engine: Engine[BatchT]) -> Window[BatchT]:
     """Make one update; where memory runs out, the same one again: same examples and random numbers, smaller passes.
 
-    Returns the window as it was made.
+    A window without micro-batches makes no update. Returns the window as it was made.
 
     Raises:
         TooLittleMemory: each pass held a single example.
@@ -157,6 +189,9 @@ def make_step(stage: Stage[BatchT], engine: Engine[BatchT]) -> Window[BatchT]:
     tensors, numbers = checkpoint.random_state()
     while True:
         window = stage.window(engine.step)
+        if not window.batches:
+            engine.skip()
+            return window
         shortage = attempt(partial(engine.update, window, stage.loss))
         if shortage is None:
             return window
@@ -208,12 +243,15 @@ class Clock:
         return rates
 
 
-def log_row(engine: Engine[BatchT], run: Run, epoch: float, rate: float, clock: Clock) -> dict[str, float]:
+def log_row(
+    engine: Engine[BatchT], run: Run, stage: Stage[BatchT], rate: float, clock: Clock
+) -> dict[str, float]:
     """Write one row of metrics.jsonl and return it; a value that is not finite stops the run there."""
     row = {
         "step": engine.step,
-        "epoch": epoch,
+        "epoch": stage.epoch(engine.step),
         **engine.logged(),  # waits for the device, so the clock comes after it
+        **stage.measured(),
         "learning_rate": rate,
         **clock.speeds(),
         "moved": engine.parameters.moved(),
@@ -229,6 +267,9 @@ def progress_fields(row: Mapping[str, float]) -> dict[str, float | str]:
         "rewards/accuracies": "acc",
         "rewards/margins": "margin",
         "mean_token_accuracy": "acc",
+        "objective/reward": "reward",
+        "objective/kl": "kl",
+        "objective/length": "tokens",
     }
     fields: dict[str, float | str] = {short: row[name] for name, short in shown.items() if name in row}
     fields["speed"] = f"{row['examples_per_second']:.3g} ex/s  {row['tokens_per_second']:,.0f} tok/s"
@@ -269,7 +310,13 @@ def save(stage: Stage[BatchT], engine: Engine[BatchT], run: Run, cadence: Cadenc
         run.path,
         engine.step,
         tensors={**stage.adapters(), "optimizer": engine.state(), "random": random_tensors},
-        state={"random": random_numbers, "metrics": metrics, "budget": stage.budget.state()},
+        state={
+            "random": random_numbers,
+            "metrics": metrics,
+            "budget": stage.budget.state(),
+            "stage": stage.state(),
+            "skipped": engine.skipped,
+        },
         keep=cadence.keep,
         hashes=cadence.hashes,
         versions=library_versions(),
@@ -286,7 +333,9 @@ def restore(stage: Stage[BatchT], engine: Engine[BatchT], run: Run) -> bool:
     if loaded is None:
         run.truncate_metrics(0)
         return False
-    engine.load_state(loaded.tensors["optimizer"], loaded.step)
+    # Checkpoints from before rounds have neither skipped steps nor a state of the stage.
+    engine.load_state(loaded.tensors["optimizer"], loaded.step, loaded.state.get("skipped", 0))
+    stage.load_state(loaded.state.get("stage", {}))
     stage.load_adapters({k: v for k, v in loaded.tensors.items() if k not in ("optimizer", "random")})
     engine.sums.load_state(loaded.state["metrics"])
     stage.budget.load_state(loaded.state["budget"])

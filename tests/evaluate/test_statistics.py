@@ -54,6 +54,8 @@ def test_mean_with_the_t_interval() -> None:
     # mean 2, sd 1, n 3: half = 4.3027·1/√3 = 2.4842 (t with 2 degrees of freedom)
     found = mean([1.0, 2.0, 3.0])
     assert (found.value, found.low, found.high) == pytest.approx((2.0, -0.48414, 4.48414), abs=1e-4)
+    # 99 %: 9.9248/√3 = 5.7301
+    assert mean([1.0, 2.0, 3.0], 0.99).high == pytest.approx(7.7301, abs=1e-4)
     assert (mean([7.0]).value, mean([7.0]).high, mean([]).value) == (7.0, math.inf, 0.0)
 
 

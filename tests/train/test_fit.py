@@ -55,6 +55,10 @@ class Toy:
     name: str = "toy"
     events: list[str] = field(default_factory=list)
     budget: TokenBudget = field(default_factory=lambda: TokenBudget(10))
+    steps_per_round: int = 1
+    rate_factor: float = 1.0
+    ended: str = ""
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -86,6 +90,15 @@ class Toy:
 
     def epoch(self, step: int) -> float:
         return step / -(-ROWS // BATCH)
+
+    def measured(self) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return self.kept
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.kept = dict(state)
 
     def adapters(self) -> dict[str, dict[str, Tensor]]:
         return {"policy": {"a": self.a.detach().clone(), "b": self.b.detach().clone()}}
