@@ -2,8 +2,8 @@
 
 `python -m benchmarks.reward_ablation` trains `tiny` on data_samples/reward_pairs.jsonl, a fifth of the prompts held
 out, with everything else as `lite-align reward` does it. Score read at the answer's end, or after a user turn that asks
-for a review; adapter new on the base, or a copy of an SFT run on data_samples/sft.jsonl. Cells of one seed have the same
-split, so they are compared pair by pair. What it found is written to results/ and into the README.
+for a review; adapter new on the base, or a copy of an SFT run on data_samples/sft.jsonl. Cells of one seed have the
+same split, so they are compared pair by pair. What it found is written to results/ and into the README.
 """
 
 import argparse
