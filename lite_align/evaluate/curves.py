@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lite_align.evaluate.charts import CHARTS, FIRST, PREFERENCE, SECOND, Chart, Line
 from lite_align.evaluate.folder import RunFolder, learned_from_thumbs
 
 MOST_POINTS = 300  # more are not seen at the width of a card, and would make the file heavy
 SMOOTH_ABOVE = 60  # rows; then a running mean is drawn over the raw values
 
 # Colours that matplotlib writes and the page replaces, so that light and dark come from one picture.
-INK, FAINT, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404"
+INK, FAINT = "#010101", "#020202"
 PAGE_COLOURS = {INK: "var(--muted)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
 DOTTED = (0, (1, 2))
 TRAINING, HELD_OUT = "-", (0, (4, 2))
@@ -40,35 +41,6 @@ SETTINGS: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """One metric in a picture.
-
-    `held_out` ones are dashed with markers, so that colour is not needed; `noisy` ones get a running mean.
-    """
-
-    metric: str
-    label: str
-    colour: str = FIRST
-    held_out: bool = False
-    noisy: bool = True
-
-
-@dataclass(frozen=True)
-class Chart:
-    """What one picture shows and how to read it; `level` draws a horizontal line (chance, zero).
-
-    `of_thumbs` is how to read it where the run learned from thumbs, if that is another matter.
-    """
-
-    title: str
-    lines: tuple[Line, ...]
-    reading: str
-    level: float | None = None
-    log: bool = False
-    of_thumbs: str = ""
-
-
-@dataclass(frozen=True)
 class Curve:
     """A drawn chart: SVG markup that holds no text of the user, and the same in words."""
 
@@ -76,133 +48,6 @@ class Curve:
     reading: str
     svg: str
     description: str
-
-
-OPTIMISER: tuple[Chart, ...] = (
-    Chart(
-        "Gradient norm",
-        (Line("grad_norm", "before clipping"),),
-        "Single peaks are clipped and harmless; a line that climbs asks for a lower learning rate.",
-        log=True,
-    ),
-    Chart(
-        "Learning rate",
-        (Line("learning_rate", "learning rate", noisy=False),),
-        "Warms up, then follows the schedule of the recipe to the end.",
-    ),
-    Chart(
-        "Speed",
-        (Line("examples_per_second", "examples per second"),),
-        "Steady is right; a sudden fall means that something else took the machine or its memory.",
-    ),
-)
-LOSS = Chart(
-    "Loss",
-    (Line("loss", "training"), Line("eval/loss", "held out", SECOND, True)),
-    "Both should fall; held out rising while training falls means that the run memorises its rows.",
-)
-IMITATION: tuple[Chart, ...] = (
-    LOSS,
-    Chart(
-        "Token accuracy",
-        (
-            Line("mean_token_accuracy", "training"),
-            Line("eval/mean_token_accuracy", "held out", SECOND, True),
-        ),
-        "Share of trained tokens that no other token beats; training lines far above held-out ones are memory.",
-    ),
-    *OPTIMISER,
-)
-PREFERENCE: tuple[Chart, ...] = (
-    LOSS,
-    Chart(
-        "Accuracy",
-        (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
-        "Share of pairs whose chosen answer gained more than the rejected one; 0.5 is chance, 1.0 very early is "
-        "suspicious.",
-        level=0.5,
-        of_thumbs="Share of answers with a thumb up that gained more than the reference point, and of those with a "
-        "thumb down that gained less; 0.5 is chance, 1.0 very early is suspicious.",
-    ),
-    Chart(
-        "Margin",
-        (Line("rewards/margins", "training"), Line("eval/rewards/margins", "held out", SECOND, True)),
-        "How much more the chosen answer gained than the rejected one, times beta; it starts at 0 and should "
-        "rise and level off.",
-        level=0.0,
-        of_thumbs="Mean gain of answers with a thumb up less that of answers with a thumb down, times beta; it starts "
-        "at 0 and should rise and level off.",
-    ),
-    Chart(
-        "Rewards",
-        (
-            Line("rewards/chosen", "chosen"),
-            Line("rewards/rejected", "rejected", SECOND),
-            Line("eval/rewards/chosen", "chosen, held out", FIRST, True),
-            Line("eval/rewards/rejected", "rejected, held out", SECOND, True),
-        ),
-        "Gain of each answer over the reference; good runs part around 0, and a chosen line that sinks means that "
-        "good answers become less likely too.",
-        level=0.0,
-        of_thumbs="Gain of each answer over the reference; good runs part around the reference point times beta, and "
-        "a thumb-up line that sinks means that good answers become less likely too.",
-    ),
-    Chart(
-        "Reference point",
-        (Line("kl", "training"), Line("eval/kl", "held out", SECOND, True)),
-        "How much the policy has gained on answers under prompts that are not theirs, in nats: an estimate of its KL "
-        "from the reference, from which gains are measured. Near 0 at first; a steep climb means that the run drifts.",
-        level=0.0,
-    ),
-    Chart(
-        "Log-probs of answers",
-        (
-            Line("logps/chosen", "chosen"),
-            Line("logps/rejected", "rejected", SECOND),
-            Line("eval/logps/chosen", "chosen, held out", FIRST, True),
-            Line("eval/logps/rejected", "rejected, held out", SECOND, True),
-        ),
-        "Sums over the tokens of an answer, in nats; training lines jump with the length of the answers in a batch, "
-        "so trust the held-out ones.",
-    ),
-    Chart(
-        "Answer length",
-        (Line("lengths/chosen", "chosen"), Line("lengths/rejected", "rejected", SECOND)),
-        "Tokens of the answers in each step; chosen ones longer throughout teach the model to be long.",
-    ),
-    *OPTIMISER,
-)
-REWARD: tuple[Chart, ...] = (
-    LOSS,
-    Chart(
-        "Accuracy",
-        (Line("rewards/accuracies", "training"), Line("eval/rewards/accuracies", "held out", SECOND, True)),
-        "Share of pairs whose chosen answer scores higher; 0.5 is chance, and labels that disagree set a ceiling "
-        "below 1.",
-        level=0.5,
-    ),
-    Chart(
-        "Margin",
-        (Line("rewards/margins", "training"), Line("eval/rewards/margins", "held out", SECOND, True)),
-        "Score of the chosen answer less that of the rejected one: the log-odds of the choice. Training far above "
-        "held out is overconfidence.",
-        level=0.0,
-    ),
-    Chart(
-        "Scores",
-        (
-            Line("rewards/chosen", "chosen"),
-            Line("rewards/rejected", "rejected", SECOND),
-            Line("eval/rewards/chosen", "chosen, held out", FIRST, True),
-            Line("eval/rewards/rejected", "rejected, held out", SECOND, True),
-        ),
-        "Mean scores; only their difference has a meaning, and centering keeps them around 0.",
-        level=0.0,
-    ),
-    *OPTIMISER,
-)
-CHARTS: dict[str, tuple[Chart, ...]] = {"sft": IMITATION, "dpo": PREFERENCE, "reward": REWARD}
-"""What is drawn, by stage of the run."""
 
 
 def draw_all(folder: RunFolder) -> list[Curve]:
@@ -243,14 +88,17 @@ def draw(folder: RunFolder, chart: Chart) -> Curve | None:
     return Curve(chart.title, chart.reading, picture(chart.title, paint), f"{chart.title} by step: {ends}.")
 
 
-def picture(title: str, paint: Callable[[Any], None]) -> str:
-    """SVG markup for the page of what `paint` draws on matplotlib's axes; equal bytes for equal numbers."""
+def picture(title: str, paint: Callable[[Any], None], panels: int = 1) -> str:
+    """SVG markup for the page of what `paint` draws on matplotlib's axes; equal bytes for equal numbers.
+
+    Of several panels, one above the other over the same x, `paint` gets an array.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(4.0, 2.5), layout="constrained")
-        paint(figure.subplots())
+        paint(figure.subplots(panels, sharex=True))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(buffer.getvalue(), prefix=title.lower().replace(" ", "-"))

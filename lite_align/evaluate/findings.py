@@ -3,6 +3,7 @@
 Each stage has a module that fills a `Verdict` from the files of a run folder; `verdict` finds the right one.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,15 @@ from lite_align.evaluate.statistics import Interval, bracket, percent
 T = TypeVar("T")
 FiguresT = TypeVar("FiguresT")
 
-Word = Literal["better", "worse", "better than chance", "worse than chance", "no evidence either way"]
+Word = Literal[
+    "better",
+    "worse",
+    "better than chance",
+    "worse than chance",
+    "higher reward",
+    "lower reward",
+    "no evidence either way",
+]
 
 DASH = "–"
 # Below 40 rows even 60 % wins leave an interval of ±15 points around one half: only large effects show.
@@ -129,6 +138,30 @@ def share_row(name: str, before: float, after: Interval) -> CategoryRow:
     )
 
 
+def change_row(
+    name: str, count: int, before: float, change: Interval, span: tuple[float, float]
+) -> CategoryRow:
+    """The row of a category whose figure changed by `change`, on an axis over `span`; the interval is the change's."""
+    known = math.isfinite(change.low)
+    low, high = (change.low, change.high) if known else (change.value, change.value)
+
+    def place(value: float) -> float:
+        least, most = span
+        return round(100 * min(1.0, max(0.0, (value - least) / (most - least))), 2) if most > least else 0.0
+
+    return CategoryRow(
+        name=name,
+        count=count,
+        before=f"{before:.2f}",
+        after=f"{before + change.value:.2f}",
+        interval=f"[{before + low:.2f}, {before + high:.2f}]" if known else DASH,
+        dot_before=place(before),
+        dot=place(before + change.value),
+        low=place(before + low),
+        high=place(before + high),
+    )
+
+
 def accuracy_categories(
     note: str, rows: Sequence[CategoryRow], *, compared: str = "before", measured: str = "after"
 ) -> Categories | None:
@@ -153,6 +186,7 @@ def warnings(
     figures: FiguresT,
     checks: Sequence[Callable[[RunFolder, FiguresT], str | None]],
     few: str | None,
+    general: Sequence[Callable[[RunFolder], str | None]] | None = None,
 ) -> list[str]:
     """The warnings that a run has earned.
 
@@ -161,9 +195,10 @@ def warnings(
         figures: of its held-out rows.
         checks: of its stage, which come first.
         few: from `few_held_out`, which comes last.
+        general: of every run that has a loss, `CHECKS`, or those that mean something in this stage.
     """
     own = [check(folder, figures) for check in checks]
-    of_every_run = [check(folder) for check in CHECKS]
+    of_every_run = [check(folder) for check in (CHECKS if general is None else general)]
     return [text for text in (*own, *of_every_run, few) if text is not None]
 
 

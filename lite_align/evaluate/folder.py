@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,6 +20,7 @@ class RunFolder:
     metrics: list[Record]
     held_out: list[Record]
     answers: list[Record]
+    samples: list[Record] = field(default_factory=list[Record])
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Steps and finite values of one metric, in the order of the file."""
@@ -64,6 +65,7 @@ def read(run_dir: Path) -> RunFolder:
         metrics=_lines(run_dir / "metrics.jsonl"),
         held_out=_lines(run_dir / "held_out.jsonl"),
         answers=_lines(run_dir / "answers.jsonl"),
+        samples=_lines(run_dir / "samples.jsonl"),
     )
 
 

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 from lite_align.evaluate.findings import (
     Categories,
-    CategoryRow,
     Figure,
     Verdict,
     Word,
     by_category,
+    change_row,
     few_held_out,
     length_figure,
     unmeasured,
     warnings,
 )
 from lite_align.evaluate.folder import Record, RunFolder, is_number
-from lite_align.evaluate.statistics import Interval, percent, ratio
+from lite_align.evaluate.statistics import Interval, percent, ratio, signed
 
 # At a fraction of the loss on new rows the training rows are known by heart, and the rest of the run taught nothing.
 MEMORISED = 0.5
@@ -104,16 +104,10 @@ def _sentences(figures: HeldOut | None) -> list[str]:
         return ["No held-out rows were measured before and after, so nothing can be said about new ones."]
     return [
         f"On {figures.count:,} held-out conversations ({figures.tokens:,} trained tokens) the loss went from "
-        f"{figures.loss_before:.3g} to {figures.loss:.3g} nats a token: {_signed(figures.change)}.",
+        f"{figures.loss_before:.3g} to {figures.loss:.3g} nats a token: {signed(figures.change)}.",
         f"The right token was the likeliest in {percent(figures.accuracy)} of places, before in "
         f"{percent(figures.accuracy_before)}.",
     ]
-
-
-def _signed(change: Interval) -> str:
-    """A change with its interval: "−0.52 [−0.61, −0.43]"; a single row has no interval."""
-    ends = f" [{change.low:+.2f}, {change.high:+.2f}]" if math.isfinite(change.low) else ""
-    return f"{change.value:+.2f}{ends}".replace("-", "−")
 
 
 def _figures(held_out: HeldOut | None, answers: Sequence[Record]) -> list[Figure]:
@@ -124,7 +118,7 @@ def _figures(held_out: HeldOut | None, answers: Sequence[Record]) -> list[Figure
         Figure(
             "Held-out loss",
             f"{held_out.loss:.2f}",
-            f"nats a token; {held_out.loss_before:.2f} before, change {_signed(held_out.change)} "
+            f"nats a token; {held_out.loss_before:.2f} before, change {signed(held_out.change)} "
             f"(95 % interval), {held_out.count:,} conversations",
         ),
         Figure(
@@ -140,7 +134,7 @@ def _headline(figures: HeldOut | None) -> str:
     if figures is None:
         return ""
     return (
-        f"loss {figures.loss_before:.3g} → {figures.loss:.3g} nats a token, {_signed(figures.change)} · "
+        f"loss {figures.loss_before:.3g} → {figures.loss:.3g} nats a token, {signed(figures.change)} · "
         f"token accuracy {percent(figures.accuracy_before)} → {percent(figures.accuracy)}"
     )
 
@@ -154,32 +148,16 @@ def _categories(details: Mapping[str, HeldOut]) -> Categories | None:
         "rows",
         f"0 to {most:.2f}",
         "Nats a trained token. Ring: before; dot and bar: after, with the 95 % interval of its difference to before.",
-        [_category_row(name, row, most) for name, row in details.items()],
+        [
+            change_row(name, row.count, row.loss_before, row.change, (0.0, most))
+            for name, row in details.items()
+        ],
         chance=False,
     )
 
 
 def _finite_high(row: HeldOut) -> float:
     return row.change.high if math.isfinite(row.change.high) else row.change.value
-
-
-def _category_row(name: str, row: HeldOut, most: float) -> CategoryRow:
-    def place(value: float) -> float:
-        return round(100 * min(1.0, max(0.0, value / most)), 2) if most > 0 else 0.0
-
-    known = math.isfinite(row.change.low)
-    low, high = (row.change.low, row.change.high) if known else (row.change.value, row.change.value)
-    return CategoryRow(
-        name=name,
-        count=row.count,
-        before=f"{row.loss_before:.2f}",
-        after=f"{row.loss:.2f}",
-        interval=f"[{row.loss_before + low:.2f}, {row.loss_before + high:.2f}]" if known else "–",
-        dot_before=place(row.loss_before),
-        dot=place(row.loss),
-        low=place(row.loss_before + low),
-        high=place(row.loss_before + high),
-    )
 
 
 def _memorised(folder: RunFolder, figures: HeldOut | None) -> str | None:

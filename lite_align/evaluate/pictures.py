@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from lite_align.evaluate.curves import DOTTED, FIRST, INK, SECOND, Curve, legend, picture
+from lite_align.evaluate.charts import FIRST, SECOND
+from lite_align.evaluate.curves import DOTTED, INK, Curve, legend, picture
 from lite_align.evaluate.folder import Record, RunFolder
 from lite_align.evaluate.scores import answers, measure, measured
 from lite_align.evaluate.statistics import percent

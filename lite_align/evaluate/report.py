@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lite_align.evaluate import curves, pictures
+from lite_align.evaluate import course, curves, optimisation, pictures
 from lite_align.evaluate.findings import MOVED_SHARE
 from lite_align.evaluate.folder import Record, RunFolder, is_number, read
 from lite_align.evaluate.statistics import percent
@@ -90,6 +90,9 @@ def render(folder: RunFolder) -> str:
     )
     verdict = judge_folder(folder)
     answers = pair_up(folder.answers[:MOST_ANSWERS])
+    samples, samples_left_out = course.samples(folder)
+    trends, trends_axis = course.trends(folder)
+    over_optimisation = optimisation.draw(folder)
     return template.render(
         name=clean(folder.path.resolve().name),
         stage=clean(folder.run.get("stage", "run")),
@@ -98,9 +101,13 @@ def render(folder: RunFolder) -> str:
         verdict=verdict,
         figures=verdict.figures,
         badges=badges(folder),
-        curves=curves.draw_all(folder),
+        curves=([over_optimisation] if over_optimisation else []) + curves.draw_all(folder),
         pictures=pictures.draw_all(folder),
         categories=verdict.categories,
+        trends=trends,
+        trends_axis=trends_axis,
+        samples=samples,
+        samples_left_out=samples_left_out,
         answers=answers,
         groups=sorted({(a.group, a.category) for a in answers}),
         answers_left_out=max(0, len(folder.answers) - MOST_ANSWERS),

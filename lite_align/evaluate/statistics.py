@@ -28,6 +28,12 @@ def bracket(interval: Interval) -> str:
     return f"[{percent(interval.low)}, {percent(interval.high)}]"
 
 
+def signed(change: Interval) -> str:
+    """A change with its interval: "−0.52 [−0.61, −0.43]"; a single row has no interval."""
+    ends = f" [{change.low:+.2f}, {change.high:+.2f}]" if math.isfinite(change.low) else ""
+    return f"{change.value:+.2f}{ends}".replace("-", "−")
+
+
 def wilson(hits: int, count: int) -> Interval:
     """Share of hits with the Wilson score interval (Wilson 1927), good for small counts too.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lite_align.evaluate import imitation, preference, reward
+from lite_align.evaluate import imitation, policy, preference, reward
 from lite_align.evaluate.findings import Verdict
 from lite_align.evaluate.folder import RunFolder, read
 
@@ -11,6 +11,7 @@ JUDGES: dict[str, Callable[[RunFolder], Verdict]] = {
     "sft": imitation.judge,
     "reward": reward.judge,
     "dpo": preference.judge,
+    "ppo": policy.judge,
 }
 """Who fills the verdict, by stage of the run."""
 

@@ -15,12 +15,14 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from lite_align.errors import ModelError
-from lite_align.model import attention, lora, scalar_head
+from lite_align.model import attention, lora, sampler, scalar_head
 from lite_align.model import generate as generation
 from lite_align.model.blocks import Blocks
 from lite_align.model.kernels import BatchLike
 from lite_align.model.load import Loaded
 from lite_align.model.logps import at_temperature, choose_head, token_scores, token_statistics
+from lite_align.model.replay import runner_of
+from lite_align.model.sampler import Sampled
 from lite_align.model.storage import weights_sha256
 from lite_align.recipe import LoraOptions, SpeedOptions
 
@@ -316,9 +318,7 @@ class Backbone:
         tell: Callable[[int], None] | None = None,
     ) -> list[tuple[int, ...]]:
         """Answers to prompts as token ids, the stop id included; see `model.generate`."""
-        pad = self.loaded.tokenizer.pad_token_id
-        embedding = self.loaded.embedding
-        with embedding.on_device() if embedding else nullcontext():
+        with self._generating() as pad:
             return generation.generate(
                 self.model,
                 prompts,
@@ -326,11 +326,55 @@ class Backbone:
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                pad_id=pad if isinstance(pad, int) else 0,
+                pad_id=pad,
                 seed=seed,
                 batch_size=batch_size,
                 tell=tell,
             )
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int = 1,
+        stop_ids: frozenset[int],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[list[Sampled]]:
+        """Answers to each prompt that are drawn from the model's own distribution; see `model.sampler`."""
+        runner = runner_of(self.model)
+        with self._generating() as pad:
+            answers = sampler.sample(
+                self.model,
+                prompts,
+                samples=samples,
+                stop_ids=stop_ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                pad_id=pad,
+                seed=seed,
+                batch_size=batch_size,
+                advance=advance,
+                runner=runner,
+            )
+        if runner.note and runner.note not in self.notes:
+            self.notes.append(runner.note)
+        return answers
+
+    @contextmanager
+    def _generating(self) -> Iterator[int]:
+        """Bring the embedding to the device for a while; gives the id of the padding."""
+        pad = self.loaded.tokenizer.pad_token_id
+        embedding = self.loaded.embedding
+        with embedding.on_device() if embedding else nullcontext():
+            yield pad if isinstance(pad, int) else 0
 
     # Adapters.
 

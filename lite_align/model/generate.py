@@ -79,7 +79,7 @@ def generate(
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             rows = _continue(model, [prompts[i] for i in part], settings, pad_id, tell)
-            answers |= {i: _cut(row, stop_ids) for i, row in zip(part, rows)}
+            answers |= {i: cut(row, stop_ids) for i, row in zip(part, rows)}
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -119,7 +119,7 @@ def _continue(
     return output[:, longest:].tolist()
 
 
-def _cut(row: Sequence[int], stop_ids: Collection[int]) -> tuple[int, ...]:
+def cut(row: Sequence[int], stop_ids: Collection[int]) -> tuple[int, ...]:
     """The row up to its first stop id, which is kept."""
     for place, token in enumerate(row):
         if token in stop_ids:

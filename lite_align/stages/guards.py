@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lite_align.evaluate.statistics import CONFIDENCE, Interval, mean, percent
+from lite_align.evaluate.statistics import CONFIDENCE, Interval, mean, percent, signed
 from lite_align.recipe.ppo import GuardOptions
 
 LEAST_PROMPTS = 6
@@ -45,7 +45,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tripped:
-    """A guard that saw its sign: what the recipe wants done, and what was seen, in one sentence for people."""
+    """A guard that saw its sign: what the recipe wants done, and what was seen, in one sentence for people.
+
+    `guard` is its name in the recipe, or "unmeasured" where one could not see what it saw at the start.
+    """
 
     guard: str
     action: str
@@ -109,11 +112,6 @@ def _places(at: Measured) -> dict[str, list[int]]:
         if category is not None:
             found.setdefault(category, []).append(place)
     return {name: places for name, places in sorted(found.items()) if _enough(at, "rule_score", places)}
-
-
-def signed(change: Interval) -> str:
-    """A change with its interval: "+0.31 [+0.12, +0.50]"."""
-    return f"{change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}]".replace("-", "−")
 
 
 # What each guard sees: a sentence, or None where all is well.
@@ -390,7 +388,7 @@ class Guards:
             seen = guard.look(at)
         except Unmeasured as missing:
             text = f"The guard {name} saw nothing: {missing} could not be measured, although it was at the start."
-            return Tripped(name, "warn", at.now.step, text)
+            return Tripped("unmeasured", "warn", at.now.step, text)
         if not guard.patient:
             return None if seen is None else Tripped(name, action, at.now.step, f"{seen}.")
         if seen is None:

@@ -177,7 +177,7 @@ class Engine(Generic[BatchT]):
         for leaf, part in zip(self._leaves, self._parts):
             leaf.grad = self.parameters.gradient[part]
         self.optimizer = torch.optim.AdamW(
-            self._leaves,
+            [{"params": [leaf]} for leaf in self._leaves],  # each with a learning rate of its own
             lr=self.peaks[0],
             betas=(options.adam_beta1, options.adam_beta2),
             eps=options.adam_epsilon,
@@ -211,7 +211,7 @@ class Engine(Generic[BatchT]):
         self.phase = "optimizer"
         if self.accelerator.num_processes > 1:
             gradient.copy_(self._summed(gradient))
-        if self.step == 0:
+        if self.made == 0:
             self._require_gradients()
         norms = torch.stack([gradient[part].norm() for part in self._parts])
         if self.options.max_grad_norm:
@@ -224,12 +224,12 @@ class Engine(Generic[BatchT]):
             self.optimizer.found_inf = self._broken  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self.check()
-        for own, peak in zip(self.optimizer.param_groups, self.peaks):
+        for own, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             own["lr"] = self._rate(peak)
         self.optimizer.step()
         for sums, count in losses:
             self.sums.add(sums, count)
-        self.grad_norm = norms[0]
+        self.sums.add({"grad_norm": Counted(norms[0], 1)}, 0)
         self.step += 1
 
     def skip(self) -> None:
@@ -246,6 +246,7 @@ class Engine(Generic[BatchT]):
         broken, made = torch.stack([self._broken, self._updates.to(self._broken.device)]).tolist()
         if broken:
             self.step = list(self._unchecked)[int(made) - self._checked]
+            self.skipped = self.step - int(made)
             keys = self._unchecked[self.step]
             raise TrainingStopped(
                 f"The gradient of step {self.step + 1} is not finite; the step was not made.",
@@ -254,6 +255,11 @@ class Engine(Generic[BatchT]):
             )
         self._checked += len(self._unchecked)
         self._unchecked.clear()
+
+    @property
+    def made(self) -> int:
+        """Steps that made an update."""
+        return self.step - self.skipped
 
     @property
     def rate(self) -> float:
@@ -288,7 +294,7 @@ class Engine(Generic[BatchT]):
         if self.accelerator.num_processes > 1:
             stacked = self._summed(stacked)
         self.sums.reset()
-        return {**means(names, stacked), "grad_norm": float(self.grad_norm)}
+        return means(names, stacked)
 
     @property
     def _updates(self) -> Tensor:

@@ -146,7 +146,7 @@ def fit(
                 row = log_row(engine, run, stage, rate, clock)
                 bar.advance(0, **progress_fields(row))
             bar.advance(1)
-            if step == METER_STEPS:
+            if engine.made == METER_STEPS and window.batches:
                 check_meter(engine)
             # 3. Held-out metrics before the checkpoint, so that a resumed run does not repeat them.
             if due(step, cadence.evaluate, together) or last:

@@ -1,4 +1,4 @@
-"""A run folder as `lite-align dpo` leaves it, with invented rows of a small town's helper."""
+"""Run folders as `lite-align dpo` and `ppo` leave them, with invented rows of a small town's helper."""
 
 import json
 import math
@@ -186,6 +186,149 @@ def build(tmp_path: Path) -> Callable[..., Path]:
         write_lines(folder / "metrics.jsonl", changed(metric_rows(steps), metrics))
         write_lines(folder / "held_out.jsonl", held_out_rows(held_out, gain, chosen))
         write_lines(folder / "answers.jsonl", changed(answer_rows(), answers))
+        return folder
+
+    return make
+
+
+# PPO: the same town.
+
+GUARD_OPTIONS = {"enabled": True, "patience": 2, "hacking": "roll_back", "kl_limit": 2.0}
+POLICY_RUN = {
+    **RUN,
+    "stage": "ppo",
+    "command": [
+        "lite-align",
+        "ppo",
+        "prompts.jsonl",
+        "--from",
+        "runs/sft-0001",
+        "--reward",
+        "runs/reward-0001",
+    ],
+    "recipe": {**RECIPE, "ppo": {"advantage": "gae", "kl": 0.05, "target_kl": 6.0}, "guards": GUARD_OPTIONS},
+    "plan": {"total_steps": 48},
+    "ppo": {"guards": [], "rolled_back_to": None, "rounds": 48},
+}
+HACKED = (
+    {"step": 24, "guard": "length", "action": "warn", "text": "Answers have 36.0 tokens in the mean."},
+    {
+        "step": 36,
+        "guard": "hacking",
+        "action": "roll_back",
+        "text": "The reward rose by +0.92 [+0.70, +1.14] while the rule score fell by "
+        "\u22120.12 [\u22120.17, \u22120.07], in 2 evaluations running.",
+    },
+)
+
+
+def policy_metrics(rounds: int, *, hacked: bool, scored: bool) -> list[dict]:
+    """Rounds with an evaluation at the start and after every sixth."""
+    rng = random.Random(3)
+    rows: list[dict] = []
+    for step in range(rounds + 1):
+        way = 1 - math.exp(-3 * step / rounds)
+        quality = (-0.2 if hacked else 0.14) * way
+        figures = {
+            "reward": 1.3 * way,
+            "kl": (9.5 if hacked else 4.6) * way,
+            "length": 25 + (16 if hacked else 2) * way,
+            "entropy": 0.62 - (0.2 if hacked else 0.1) * way,
+            "stop_rate": 1 - 0.01 * way,
+        }
+        texts = {"distinct_2": 0.3 - 0.08 * way, "repeated_3grams": 0.01 + 0.02 * way}
+        if step:
+            rows.append(
+                {
+                    **{"step": step, "epoch": step / 20, "loss": rng.gauss(0, 0.02)},
+                    **{f"objective/{name}": value + rng.gauss(0, 0.03) for name, value in figures.items()},
+                    **{f"text/{name}": value for name, value in texts.items()},
+                    **{"objective/beta": 0.05 * 1.01**step, "policy/clip_fraction": 0.06 + rng.random() / 20},
+                    **{"policy/approx_kl": 0.004 + rng.random() / 500, "value/clip_fraction": 0.1},
+                    **{"value/explained_variance": 0.5 * way + rng.gauss(0, 0.03), "reward/errors": 0},
+                    **{"speed/generated_tokens_per_second": 640 + rng.gauss(0, 20)},
+                    **{"speed/learned_tokens_per_second": 1500 + rng.gauss(0, 40)},
+                    **{"grad_norm": 1.5, "learning_rate": 1e-3, "moved": 0.9998},
+                }
+            )
+        if step % 6 == 0:
+            row = {"step": step, **{f"eval/{name}": value for name, value in (figures | texts).items()}}
+            row |= {"eval/refusal/unsafe": 0.8 + 0.1 * way, "eval/refusal/other": 0.08 + 0.02 * way}
+            if scored:
+                row["eval/rule_score"] = 0.66 + quality
+                for number, name in enumerate(CATEGORIES):
+                    row[f"eval/rule_score/{name}"] = 0.5 + number / 12 + quality * (1 + rng.gauss(0, 0.2))
+            rows.append(row)
+    return rows
+
+
+def policy_held_out(count: int, *, hacked: bool, scored: bool) -> list[dict]:
+    rng = random.Random(4)
+    rows = []
+    for i in range(count):
+        before = {"reward": rng.gauss(0, 0.6), "kl": 0.0, "tokens": 25 + rng.gauss(0, 4), "stopped": 1.0}
+        after = {
+            "reward": before["reward"] + rng.gauss(1.2, 0.4),
+            "kl": (9 if hacked else 4.5) + rng.gauss(0, 1),
+            "tokens": before["tokens"] * (1.6 if hacked else 1.08),
+            "stopped": 1.0,
+        }
+        if scored:
+            before["rule_score"] = 0.66 + rng.gauss(0, 0.08)
+            after["rule_score"] = before["rule_score"] + (-0.2 if hacked else 0.13) + rng.gauss(0, 0.1)
+        category = CATEGORIES[i % len(CATEGORIES)]
+        rows.append(
+            {"source": f"prompts.jsonl:{i + 1}", "category": category, "before": before, "after": after}
+        )
+    return rows
+
+
+def policy_samples(rounds: int, hacked: bool) -> list[dict]:
+    more = " I hope that this helps. Please feel free to ask again, I am glad to help."
+    return [
+        {
+            **{
+                "step": step,
+                "category": category,
+                "prompt": prompt,
+                "tokens": 20 + step // 3,
+                "stopped": True,
+            },
+            "answer": (before if step < rounds / 3 else after) + (more * (step // 18) if hacked else ""),
+            **{"reward": 1.2 * step / rounds, "kl": 4.5 * step / rounds, "rule_score": 0.6 + step / 400},
+        }
+        for step in range(0, rounds + 1, 6)
+        for category, prompt, before, after in ANSWERS[:3]
+    ]
+
+
+@pytest.fixture
+def build_policy(tmp_path: Path) -> Callable[..., Path]:
+    """Build the folder of a ppo run: `hacked` lets the reward rise while answers get worse and longer."""
+
+    def make(
+        name: str = "ppo-prompts-0001",
+        *,
+        hacked: bool = False,
+        scored: bool = True,
+        held_out: int = 60,
+        rounds: int = 48,
+        samples: Rows = None,
+        metrics: Rows = None,
+        **ppo: object,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        record = {
+            **POLICY_RUN,
+            "ppo": {**POLICY_RUN["ppo"], **({"guards": list(HACKED)} if hacked else {}), **ppo},
+        }
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        rows = policy_metrics(rounds, hacked=hacked, scored=scored)
+        write_lines(folder / "metrics.jsonl", changed(rows, metrics))
+        write_lines(folder / "held_out.jsonl", policy_held_out(held_out, hacked=hacked, scored=scored))
+        write_lines(folder / "samples.jsonl", changed(policy_samples(rounds, hacked), samples))
+        write_lines(folder / "answers.jsonl", answer_rows())
         return folder
 
     return make

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lite_align.evaluate.curves import MOST_POINTS, PREFERENCE, RunFolder, draw, draw_all, running_mean, thin
+from lite_align.evaluate.charts import POLICY, PREFERENCE
+from lite_align.evaluate.curves import MOST_POINTS, RunFolder, draw, draw_all, running_mean, thin
 from lite_align.evaluate.folder import read
 
 
@@ -67,3 +68,9 @@ def test_thumbs_have_words_and_a_reference_point_of_their_own() -> None:
     assert point.title == "Reference point"
     flat = RunFolder(Path(), folder.run, [dict(row, kl=0.0) for row in rows], [], [])
     assert [curve.title for curve in draw_all(flat)] == ["Accuracy", "Rewards"]
+
+
+def test_a_policy_is_drawn_with_all_that_its_run_measured(build_policy: Callable[..., Path]) -> None:
+    titles = [curve.title for curve in draw_all(read(build_policy()))]
+    unseen = "Preference accuracy"  # there were no pairs
+    assert titles == [chart.title for chart in POLICY if chart.title != unseen]

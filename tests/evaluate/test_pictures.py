@@ -1,6 +1,6 @@
 """Pictures of held-out rows; the rest of what they must be stands in test_reward.py."""
 
-from lite_align.evaluate.curves import CHARTS
+from lite_align.evaluate.charts import CHARTS
 from lite_align.evaluate.pictures import PICTURES
 
 

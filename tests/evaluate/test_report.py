@@ -199,6 +199,62 @@ def test_the_command_can_be_pasted() -> None:
     assert command_line(None) == ""
 
 
+def attacked_policy(build_policy: Builder) -> Path:
+    """A ppo run in which samples, categories and guards are attacks."""
+    texts = list(ATTACKS)
+    return build_policy(
+        "attacked-policy",
+        metrics=lambda rows: [
+            *rows,
+            *({"step": s, **{f"eval/rule_score/{t}": 0.5 + s / 99 for t in texts}} for s in (1, 2)),
+        ],
+        samples=[
+            {
+                "step": s,
+                "prompt": t,
+                "category": texts[-n],
+                "answer": texts[n - s],
+                "tokens": t,
+                "reward": 0.5,
+            }
+            for n, t in enumerate(texts)
+            for s in (0, 6)
+        ],
+        guards=[{"step": t, "guard": t, "action": t, "text": t} for t in texts]
+        + [{"step": 1, "guard": "hacking", "action": "warn", "text": t} for t in texts],
+        blind=texts,
+        rolled_back_to=texts[0],
+        preference={"before": texts[0]},
+    )
+
+
+def test_attacks_in_samples_and_guards_stay_text(build_policy: Builder) -> None:
+    page = write(attacked_policy(build_policy)).read_text(encoding="utf-8")
+    sound, found = parse(render(read(build_policy()))), parse(page)
+    assert set(found.tags) <= set(sound.tags)
+    assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
+    assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
+    assert "{{ 7*7 }}" in page
+    assert page.count("<details") == 12
+    assert "2 more prompts are in samples.jsonl" in page
+
+
+def test_the_page_of_a_policy_tells_of_hacking_first_and_shows_samples(build_policy: Builder) -> None:
+    page = render(read(build_policy(hacked=True, rolled_back_to=18)))
+    text = re.sub(r"<[^>]+>", "", page)
+    assert text.index("Reward hacking was seen at step 36") < text.index("Rule score")
+    headings = re.findall(r"<h[23]>(.*?)</h[23]>", page)
+    assert headings[:3] == ["Curves", "Reward against KL", "Reward"]
+    assert {"Rule score by category", "Rule score by category over the run", "Samples over the run"} <= set(
+        headings
+    )
+    assert page.count("<details") == 3
+    assert page.count(" open>") == 1
+    assert "Please feel free to ask again" in text
+    ids = [value for name, value in parse(page).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
 # In a browser.
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
@@ -288,3 +344,18 @@ def test_what_a_run_continues_is_told_by_name_and_hash(build: Callable[..., Path
     parents = [{"run": "runs/sft-0001", "stage": "sft", "role": "policy", "adapter": "0123456789abcdef" * 4}]
     (folder / "run.json").write_text(json.dumps({**record, "parents": parents}))
     assert "Continues runs/sft-0001 (sft, adapter 0123456789ab)." in render(read(folder))
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_in_a_browser_the_page_of_a_policy_fits_opens_and_has_contrast(build_policy: Builder) -> None:
+    path = write(build_policy(hacked=True))
+    with opened(path, viewport={"width": 390, "height": 800}, color_scheme="dark") as (page, asked):
+        assert len(asked) == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(CONTRAST) >= 4.5
+        second = page.locator("details").nth(1)
+        assert not second.locator("table").is_visible()
+        second.locator("summary").click()
+        assert second.locator("table").is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390

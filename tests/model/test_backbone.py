@@ -132,6 +132,22 @@ def test_a_4_bit_base_trains_and_generates(tiny_llama: Path, dtype: str):
     assert_close(gradients(it), found, 0.0)
 
 
+def test_samples_are_the_current_role_s(tiny_llama: Path):
+    """Greedily the same as `generate` for each role, though blocks recompute."""
+    it = backbone(tiny_llama)
+    it.recompute(1)
+    prompts = [(1, 20, 30), (1, 5)]
+    answers = {}
+    for role in (Role.POLICY, Role.BASE):
+        with it.role(role):
+            found = it.sample(prompts, stop_ids=frozenset({2}), max_new_tokens=8, temperature=0)
+            answers[role] = [group[0].ids for group in found]
+            assert answers[role] == it.generate(prompts, stop_ids=frozenset({2}), max_new_tokens=8)
+    assert answers[Role.POLICY] != answers[Role.BASE]
+    assert it.model.training
+    assert not it.notes
+
+
 # Switching.
 
 
@@ -497,3 +513,48 @@ def test_further_roles_change_nothing_of_the_trained_one(tiny_llama: Path):
     assert_close(gradients(it), expected, 0.0)
     assert it.adapter_sha256(Role.POLICY) == digest
     assert not any(parameter.requires_grad for _, parameter in it.parameters(Role.REWARD))
+
+
+# From states.
+
+
+def test_states_are_those_before_the_trained_tokens(tiny_llama: Path):
+    """In the batch's order of trained tokens; and what is said of them is what is said of the batch."""
+    it = backbone(tiny_llama)
+    states = it.states(BATCH)
+    assert torch.equal(states, it.hidden(BATCH)[BATCH.predict])
+    values, entropies = it.state_statistics(states, BATCH.target)
+    assert torch.equal(values, it.token_scores(BATCH)[0])
+    assert torch.equal(it.state_logps(states, BATCH.target), values)
+    some = torch.tensor([7, 0, 3])
+    assert torch.allclose(it.state_logps(states[some], BATCH.target[some]), values[some], atol=1e-6)
+    assert len(entropies) == len(values) == len(BATCH.target)
+
+
+@pytest.mark.parametrize("head", ["frozen", "own"])
+def test_states_at_a_temperature_equal_the_models_own_logits(tiny_llama: Path, head: str):
+    """Values, entropies and the adapter's gradients, with a head that is trained too; another role is on meanwhile."""
+    targets = ("q_proj", "lm_head") if head == "own" else ("q_proj", "up_proj")
+    it = backbone(tiny_llama, options=LoraOptions(rank=4, alpha=8.0, targets=targets))
+    assert isinstance(it.head, OwnHead) is (head == "own")
+    row = sequences(9, 6, seed=4)[0]
+    batch = forest.batch([forest.grow(0, [row])], pad_to=8)
+    states = it.states(batch)
+    values = it.state_logps(states, batch.target, 0.6)
+    found, entropies = it.state_statistics(states, batch.target, 0.6)
+    assert torch.equal(found, values)
+    assert not found.requires_grad
+    with it.role(Role.REFERENCE):
+        values.square().sum().backward()
+    ours = gradients(it)
+    ids = torch.tensor([row.ids])
+    logits = it.model(input_ids=ids, use_cache=False).logits[0, 8:-1].double() / 0.6
+    expected = logits.log_softmax(-1)
+    chosen = expected.gather(1, ids[0, 9:, None])[:, 0]
+    assert torch.allclose(values.double(), chosen, atol=1e-4)
+    assert torch.allclose(entropies.double(), -(expected.exp() * expected).sum(1), atol=1e-4)
+    chosen.square().sum().backward()
+    assert_close(ours, gradients(it), 1e-4)
+    with it.role(Role.REFERENCE):
+        base = it.state_statistics(it.states(batch), batch.target, 0.6)[0]
+    assert not torch.allclose(base, found, atol=1e-3), "the head and the states are those of the role"

@@ -41,13 +41,15 @@ def model_of(config: PreTrainedConfig):
     return model.requires_grad_(False)
 
 
-def exact(hidden: Tensor, head: FrozenHead, target: Tensor) -> Tensor:
+def exact_logits(hidden: Tensor, head: FrozenHead) -> Tensor:
     """The definition, in fp64, over the whole vocabulary at once."""
     bias = None if head.bias is None else head.bias.double()
     logits = head.scale * functional.linear(hidden.double(), head.weight.double(), bias)
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def exact(hidden: Tensor, head: FrozenHead, target: Tensor) -> Tensor:
+    return exact_logits(hidden, head).log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
 def problem(dtype: torch.dtype, *, scale: float, softcap: float | None, bias: bool, tokens: int = 50):
@@ -280,3 +282,101 @@ def test_a_pass_does_not_convert_the_weight_again():
         logps.token_scores(hidden, head, torch.arange(5))
     assert hidden.numel() in sizes
     assert weight.numel() not in sizes
+
+
+# At a temperature, and statistics.
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 30.0), (0.5, 5.0)])
+def test_a_temperature_divides_the_logits_after_everything(
+    temperature: float, bias: bool, scale: float, softcap: float | None
+):
+    hidden, head, target = problem(torch.float32, scale=scale, softcap=softcap, bias=bias)
+    logits = exact_logits(hidden, head) / temperature
+    expected = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    values = logps.token_logps(hidden, logps.at_temperature(head, temperature), target, chunk=16)
+    assert (values - expected).abs().max() <= 1e-5 * expected.abs().max()
+    ours, theirs = gradient(values, hidden), gradient(expected, hidden)
+    assert (ours.double() - theirs.double()).norm() <= 1e-5 * theirs.double().norm()
+
+
+def test_temperatures_multiply_and_1_changes_nothing():
+    hidden, head, target = problem(torch.float32, scale=0.5, softcap=5.0, bias=True)
+    own = OwnHead(model_of(CONFIGS[2]))
+    for one in (head, own):
+        assert logps.at_temperature(one, 1.0) == one
+        assert logps.at_temperature(logps.at_temperature(one, 0.5), 4.0) == logps.at_temperature(one, 2.0)
+    weight, bias = head.weight.clone(), head.bias.clone()
+    logps.token_statistics(hidden, logps.at_temperature(head, 0.5), target)
+    assert torch.equal(head.weight, weight)
+    assert torch.equal(head.bias, bias)
+
+
+@pytest.mark.parametrize("config", [CONFIGS[2], CONFIGS[3]], ids=lambda config: config.model_type)
+def test_the_models_own_head_at_a_temperature(config: PreTrainedConfig):
+    """With a softcap and with a factor; values, gradients and entropies of both paths."""
+    model = model_of(config)
+    ids = torch.randint(0, 96, (30,), generator=torch.Generator().manual_seed(0))
+    for head in (logps.choose_head(model), OwnHead(model)):
+        hidden = torch.randn(30, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        expected = (logps.own_logits(model, hidden).double() / 0.6).log_softmax(-1)
+        chosen = expected.gather(1, ids[:, None])[:, 0]
+        warm = logps.at_temperature(head, 0.6)
+        values = logps.token_logps(hidden, warm, ids, chunk=7)
+        assert torch.allclose(values.double(), chosen, atol=1e-5)
+        assert torch.allclose(gradient(values, hidden), gradient(chosen, hidden), atol=1e-5)
+        found, entropies = logps.token_statistics(hidden, warm, ids)
+        assert torch.allclose(found.double(), chosen, atol=1e-5)
+        assert torch.allclose(entropies.double(), -(expected.exp() * expected).sum(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 63, 64, 65, 256, 257])
+def test_statistics_have_exactly_the_log_probs_of_training(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, own: bool, dtype: torch.dtype
+):
+    """Also where a pass ends: after 64 tokens here, after 256 with the model's own head."""
+    monkeypatch.setattr(logps, "LOGITS_AT_ONCE", {"cpu": 64 * 96})
+    model = model_of(CONFIGS[2]).to(dtype)
+    head = logps.at_temperature(OwnHead(model) if own else logps.choose_head(model), 0.7)
+    assert isinstance(head, OwnHead) is own
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(tokens, 32, generator=generator).to(dtype).requires_grad_()
+    target = torch.randint(0, 96, (tokens,), generator=generator)
+    found, entropies = logps.token_statistics(hidden, head, target)
+    assert torch.equal(found, logps.token_scores(hidden, head, target)[0])
+    assert found.dtype == entropies.dtype == torch.float32
+    assert found.shape == entropies.shape == (tokens,)
+    assert not found.requires_grad
+    assert not entropies.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("scale", "softcap", "bias"), [(1.0, None, True), (0.5, 5.0, False), (3.0, None, True)]
+)
+def test_entropies_equal_fp64(dtype: torch.dtype, scale: float, softcap: float | None, bias: bool):
+    hidden, head, target = problem(dtype, scale=scale, softcap=softcap, bias=bias)
+    expected = exact_logits(hidden, head).log_softmax(-1)
+    _, entropies = logps.token_statistics(hidden, head, target)
+    assert torch.allclose(entropies.double(), -(expected.exp() * expected).sum(1), rtol=1e-5, atol=1e-5)
+
+
+def test_entropies_at_their_limits():
+    """Equal logits have ln V, a certain token 0, and two equal ones ln 2; far below them the others are nothing."""
+    far = torch.full((96, 3), -1e4)
+    far[5, 0] = far[5, 1] = far[9, 1] = 0.0
+    far[:, 2] = 7.0
+    _, entropies = logps.token_statistics(torch.eye(3), FrozenHead(far), torch.tensor([5, 5, 5]))
+    assert entropies.tolist() == pytest.approx([0.0, 0.6931472, 4.5643482], abs=1e-6)
+    assert entropies[0] == 0.0
+
+
+def test_statistics_need_one_product():
+    hidden, head, target = problem(torch.float32, scale=1.0, softcap=None, bias=False)
+    with CountProducts(300) as counter:
+        logps.token_statistics(hidden, head, target)
+    assert counter.count == 1

@@ -87,6 +87,7 @@ def test_an_offloaded_embedding_comes_back_to_generate(tiny_llama: Path):
     arguments = {"stop_ids": frozenset({2}), "max_new_tokens": 6}
     with it.role(Role.POLICY):
         assert it.generate(prompts, **arguments) == plain.generate(prompts, **arguments)
+        assert it.sample(prompts, **arguments) == plain.sample(prompts, **arguments)
     embedding = it.loaded.embedding
     assert embedding is not None
     kept = embedding.module.weight.data.data_ptr()

@@ -222,7 +222,7 @@ def test_what_cannot_be_seen_is_said():
 
 def test_a_figure_that_is_lost_on_the_way_is_not_passed():
     lost = seen(at(5, {"entropy": math.nan}, reward=[math.nan] * 8))
-    assert names(lost) == [("hacking", "warn"), ("entropy", "warn")]
+    assert names(lost) == [("unmeasured", "warn")] * 2
     assert "reward of 6 prompts could not be measured" in lost[0].text
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lite_align.errors import TrainingStopped
 from lite_align.recipe import TrainOptions
-from lite_align.train.engine import Engine, FlatParameters, Loss, Window, learning_rate
+from lite_align.train.engine import Engine, FlatParameters, Group, Loss, Window, learning_rate
 from tests.waiting import without_waiting
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -32,20 +32,34 @@ def options(**changes) -> TrainOptions:
 
 
 class Linear:
-    """Two tensors named like adapter ones; loss = squared error summed over the micro-batch."""
+    """Two tensors named like adapter ones; loss = squared error summed over the micro-batch.
 
-    def __init__(self, *, device: str = "cpu", fused: bool = True, **changes):
+    With `own_rate` the second one is a group of its own. What its gradient is added to is `poison`.
+    """
+
+    poison = 0.0
+
+    def __init__(self, *, device: str = "cpu", fused: bool = True, own_rate: float | None = None, **changes):
         torch.manual_seed(0)
         self.a = nn.Parameter(torch.randn(3).to(device))
         self.b = nn.Parameter(torch.zeros(1).to(device))
         named = [("lora_A", self.a), ("lora_B", self.b)]
+        others = [] if own_rate is None else [Group(named[1:], own_rate)]
         # One process has one accelerator; the engine takes the device from the tensors.
         accelerator = Accelerator(cpu=True)
-        self.engine = Engine(accelerator, named, options(**changes), total_steps=10, fused=fused)
+        self.engine = Engine(
+            accelerator,
+            named[: len(named) - len(others)],
+            options(**changes),
+            total_steps=10,
+            fused=fused,
+            others=others,
+        )
 
     def loss(self, batch: Examples) -> Loss:
         error = (batch.inputs @ self.a + self.b - batch.targets) ** 2
-        return Loss(error.sum(), {"loss": error.detach().sum()}, len(batch.keys))
+        total = error.sum() + self.b.sum() * self.poison
+        return Loss(total, {"loss": error.detach().sum()}, len(batch.keys))
 
 
 def examples(count: int, device: str = "cpu") -> Examples:
@@ -300,3 +314,170 @@ def test_a_microbatch_that_fails_leaves_a_step_that_can_be_made_again():
     struck.engine.update(window, struck.loss)
     assert torch.equal(struck.engine.parameters.flat, whole.engine.parameters.flat)
     assert struck.engine.logged() == whole.engine.logged()
+
+
+# Groups with learning rates of their own.
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_groups_equal_separate_optimizers_with_their_own_rates_and_clipping(fused: bool):
+    """Rates fall as 1, 9/10, 8/10, … of each peak; from the third step on they are halved."""
+    ours = Linear(
+        own_rate=0.03, fused=fused, schedule="linear", weight_decay=0.1, max_grad_norm=0.5, adam_epsilon=1e-5
+    )
+    a, b = nn.Parameter(ours.a.detach().clone()), nn.Parameter(ours.b.detach().clone())
+    peaks = {a: 0.1, b: 0.03}
+    separate = {x: torch.optim.AdamW([x], weight_decay=0.1, eps=1e-5) for x in peaks}
+    batch, norms = examples(8), []
+    for step in range(5):
+        factor = 0.5 if step >= 2 else 1.0
+        ours.engine.rate_factor = factor
+        assert ours.engine.rate == pytest.approx(factor * 0.1 * (10 - step) / 10)
+        ours.engine.update(split(batch, [3, 5]), ours.loss)
+        (((batch.inputs @ a + b - batch.targets) ** 2).sum() / 8).backward()
+        for tensor, optimizer in separate.items():
+            norm = nn.utils.clip_grad_norm_([tensor], 0.5)
+            norms.append(float(norm))
+            optimizer.param_groups[0]["lr"] = factor * peaks[tensor] * (10 - step) / 10
+            optimizer.step()
+            optimizer.zero_grad()
+    assert min(norms[0::2]) > 0.5, "both are clipped, by different factors"
+    assert 0.5 < norms[1] != pytest.approx(norms[0], rel=0.1)
+    torch.testing.assert_close(ours.a, a, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.b, b, rtol=1e-5, atol=1e-6)
+    logged = ours.engine.logged()["grad_norm"]
+    assert logged == pytest.approx(sum(norms[0::2]) / 5, rel=1e-5), "of the adapter, before clipping"
+
+
+def test_a_group_alone_is_a_group_of_all():
+    """The same rate for both, without clipping: groups change nothing."""
+    one, two = Linear(weight_decay=0.1), Linear(weight_decay=0.1, own_rate=0.1)
+    for _ in range(4):
+        for linear in (one, two):
+            linear.engine.update(split(examples(8), [8]), linear.loss)
+    assert torch.equal(one.engine.parameters.flat, two.engine.parameters.flat)
+
+
+def test_a_step_with_groups_does_not_wait_for_the_device(monkeypatch):
+    linear = Linear(own_rate=0.01)
+    linear.engine.update(split(examples(8), [8]), linear.loss)
+    window = split(examples(8), [3, 5])
+    with without_waiting(monkeypatch):
+        linear.engine.update(window, linear.loss)
+        linear.engine.skip()
+    assert linear.engine.logged()["loss"] > 0
+
+
+# Steps without an update.
+
+
+def run(linear: Linear, plan: str) -> None:
+    """`u` is an update, `s` a skipped step, `c` a check."""
+    for letter in plan:
+        if letter == "u":
+            count = 5 + linear.engine.step % 4
+            linear.engine.update(split(examples(count), [count]), linear.loss)
+        else:
+            {"s": linear.engine.skip, "c": linear.engine.check}[letter]()
+
+
+def snapshot(linear: Linear) -> dict[str, Tensor]:
+    tensors = {**linear.engine.state(), "flat": linear.engine.parameters.flat.detach()}
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_skipped_step_moves_the_schedule_and_nothing_else(fused: bool):
+    """AdamW counts its own updates: the second is its second, at the rate of the fourth step."""
+    linear = Linear(fused=fused, schedule="linear")
+    a, b = nn.Parameter(linear.a.detach().clone()), nn.Parameter(linear.b.detach().clone())
+    reference = torch.optim.AdamW([a, b], weight_decay=linear.engine.options.weight_decay)
+    run(linear, "u")
+    before = snapshot(linear)
+    run(linear, "ss")
+    assert_same(snapshot(linear), before)
+    assert (linear.engine.step, linear.engine.skipped, linear.engine.made) == (3, 2, 1)
+    assert linear.engine.rate == pytest.approx(0.1 * 7 / 10)
+    run(linear, "u")
+    for step in (0, 3):
+        batch = examples(5 + step % 4)
+        reference.param_groups[0]["lr"] = 0.1 * (10 - step) / 10
+        (((batch.inputs @ a + b - batch.targets) ** 2).sum() / len(batch.keys)).backward()
+        reference.step()
+        reference.zero_grad()
+    torch.testing.assert_close(linear.a, a, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(linear.b, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("plan", ["ususu", "suusu", "uussuu"])
+def test_state_with_skipped_steps_continues_exactly(plan: str, fused: bool):
+    whole = Linear(fused=fused, own_rate=0.03, schedule="linear")
+    run(whole, plan)
+    for cut in range(len(plan) + 1):
+        first = Linear(fused=fused, own_rate=0.03, schedule="linear")
+        run(first, plan[:cut])
+        kept, step, skipped = snapshot(first), first.engine.step, first.engine.skipped
+        again = Linear(fused=fused, own_rate=0.03, schedule="linear")
+        again.engine.parameters.flat.data.copy_(kept.pop("flat"))
+        again.engine.load_state(kept, step, skipped)
+        run(again, plan[cut:])
+        again.engine.check()
+        assert_same(snapshot(again), snapshot(whole))
+        assert (again.engine.step, again.engine.skipped) == (len(plan), plan.count("s"))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("plan", ["u", "suu", "uscu", "ucssucsu", "sscu"])
+def test_a_broken_gradient_of_the_second_group_names_its_step(plan: str, fused: bool):
+    """Whatever was skipped or checked before; later updates and skipped steps do not count."""
+    linear = Linear(fused=fused, own_rate=0.03)
+    run(linear, plan)
+    before, steps = snapshot(linear), len(plan.replace("c", ""))
+    linear.poison = float("nan")
+    with pytest.raises(TrainingStopped, match=f"step {steps + 1} is not finite") as stopped:  # noqa: PT012
+        run(linear, "u")
+        linear.poison = 0.0
+        run(linear, "ususc")
+    keys = ", ".join(map(str, range(5 + steps % 4)))
+    assert stopped.value.details == (f"examples of that step: {keys}",)
+    assert_same(snapshot(linear), before)
+    assert (linear.engine.step, linear.engine.skipped) == (steps, plan.count("s"))
+
+
+def test_a_broken_gradient_after_a_resume_names_its_step():
+    first = Linear(own_rate=0.03)
+    run(first, "usu")
+    kept = snapshot(first)
+    again = Linear(own_rate=0.03)
+    again.engine.parameters.flat.data.copy_(kept.pop("flat"))
+    again.engine.load_state(kept, 3, 1)
+    run(again, "us")
+    again.poison = float("inf")
+    run(again, "us")
+    with pytest.raises(TrainingStopped, match="step 6 is not finite"):
+        again.engine.check()
+
+
+def test_the_first_update_is_proved_however_late_it_comes():
+    linear = Linear(own_rate=0.03)
+    run(linear, "ss")
+    linear.b.requires_grad_(False)
+    batch = examples(4)
+    with pytest.raises(TrainingStopped) as stopped:
+        linear.engine.update(split(batch, [4]), linear.loss)
+    assert stopped.value.details == ("lora_B",)
+
+
+def test_what_was_skipped_is_not_in_the_means():
+    linear = Linear()
+    run(linear, "s")
+    assert linear.engine.logged() == {}
+    run(linear, "us")
+    logged = linear.engine.logged()
+    assert logged.keys() == {"loss", "grad_norm"}
+    assert linear.engine.logged() == {}

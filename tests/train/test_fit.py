@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lite_align.errors import DiskFull, Interrupted, TooLittleMemory, TrainingStopped
@@ -24,7 +26,7 @@ from lite_align.recipe import TrainOptions
 from lite_align.train import checkpoint, files
 from lite_align.train.engine import Engine, Loss, Window
 from lite_align.train.faults import Lowered, TokenBudget
-from lite_align.train.fit import METER_STEPS, Cadence, Clock, fit, restore, tell_lowered
+from lite_align.train.fit import METER_STEPS, Cadence, Clock, due, fit, restore, tell_lowered
 from lite_align.train.record import read_metrics, read_record
 from lite_align.train.run import Run
 from lite_align.view import View
@@ -568,6 +570,205 @@ def test_a_lost_device_is_not_saved_from(tmp_path: Path, monkeypatch: pytest.Mon
     assert checkpoint.steps(one.path) == [2]
     whole, again = training(tmp_path / "whole"), training(one.path)
     whole.go()
+    again.go()
+    again.assert_equals(whole)
+
+
+# Rounds.
+
+
+@given(every=st.integers(1, 12), together=st.integers(1, 7), rounds=st.integers(1, 12))
+def test_what_is_due_is_due_between_rounds_and_often_enough(every: int, together: int, rounds: int) -> None:
+    """At ends of rounds only, in the first that ends at or after each multiple: in all, every max(n, k) steps."""
+    steps = range(1, rounds * together + 1)
+    found = [step for step in steps if due(step, every, together)]
+    assert all(step % together == 0 for step in found)
+    assert set(found) == {-(-n // together) * together for n in range(every, steps[-1] + 1, every)}
+    assert len(found) == steps[-1] // max(every, together)
+
+
+@dataclass
+class Rounds(Toy):
+    """Rounds of three steps; some windows are empty; evaluations may lower the rate, and end the run."""
+
+    steps_per_round: int = 3
+    empty: frozenset[int] = frozenset()
+    lower: bool = False
+    ends_at: int = 0
+
+    def window(self, step: int) -> Window[Rows]:
+        full = super().window(step)
+        return Window([], 0.0) if step in self.empty else full
+
+    def evaluate(self) -> dict[str, float]:
+        if self.lower:
+            self.rate_factor *= 0.5
+        if self.step + 1 == self.ends_at:
+            self.ended = "the answers became too long"
+        return super().evaluate()
+
+    def state(self) -> dict[str, Any]:
+        return {"rate_factor": self.rate_factor, "ended": self.ended}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.rate_factor, self.ended = state["rate_factor"], state["ended"]
+
+
+def test_a_run_in_rounds_is_logged_evaluated_and_saved_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds end at 3, 6, 9 and, cut short by the end of the run, at 11: evaluated every 4 steps, saved every 5."""
+    saved: list[int] = []
+    real_save = checkpoint.save
+
+    def save(folder: Path, step: int, *args: Any, **keywords: Any) -> Path:
+        saved.append(step)
+        return real_save(folder, step, *args, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    one = training(tmp_path / "run", toy=Rounds(), steps=11, log=2, evaluate=4, save=5)
+    one.go()
+    assert [row["step"] for row in one.metrics() if "loss" in row] == [3, 6, 9, 11]
+    assert [row["step"] for row in one.metrics() if "eval/loss" in row] == [6, 9, 11]
+    assert one.toy.events == ["evaluate 6", "evaluate 9", "evaluate 11"]
+    assert saved == [6, 11]
+
+
+def test_a_signal_within_a_round_saves_at_its_end(tmp_path: Path) -> None:
+    whole = training(tmp_path / "whole", toy=Rounds(), save=100)
+    whole.go()
+    stopped = training(tmp_path / "run", toy=Rounds(), save=100)
+    with pytest.raises(Interrupted, match="after step 6 of 9") as told:
+        stopped.go(signal_after(4, signal.SIGTERM))
+    assert told.value.exit_code == 143
+    assert checkpoint.steps(stopped.path) == [6]
+    again = training(stopped.path, toy=Rounds(), save=100)
+    again.go()
+    again.assert_equals(whole)
+
+
+EMPTY = {
+    "ends of rounds": frozenset({1, 2, 5, 8}),
+    "a whole round": frozenset({3, 4, 5}),
+    "the first round": frozenset({0, 1, 2}),
+    "all but one": frozenset(range(9)) - {4},
+}
+
+
+@pytest.mark.parametrize("log", [1, 6])
+@pytest.mark.parametrize("name", EMPTY)
+def test_windows_without_batches_are_skipped_and_survive_a_resume(
+    tmp_path: Path, name: str, log: int
+) -> None:
+    def toy() -> Rounds:
+        return Rounds(empty=EMPTY[name], lower=True)
+
+    whole = training(tmp_path / "whole", toy=toy(), log=log, save=1)
+    whole.go()
+    assert whole.newest().state["skipped"] == whole.engine.skipped == len(EMPTY[name])
+    assert whole.engine.made == 9 - len(EMPTY[name])
+    for step in (2, 5, 8):  # one in each round, after its last save
+        path = tmp_path / str(step)
+        with pytest.raises(Stopped):
+            training(path, toy=toy(), log=log, save=1).go(crash_after(step))
+        again = training(path, toy=toy(), log=log, save=1)
+        again.go()
+        again.assert_equals(whole)
+
+
+def test_a_row_of_a_round_without_an_update_has_no_loss_and_no_norm(tmp_path: Path) -> None:
+    one = training(tmp_path / "run", toy=Rounds(empty=EMPTY["a whole round"]), log=1, evaluate=9)
+    one.go()
+    rows = [row for row in one.metrics() if "eval/loss" not in row]
+    assert [{"loss", "grad_norm"} <= row.keys() for row in rows] == [True, False, True]
+    assert [row["step"] for row in rows] == [3, 6, 9]
+
+
+def test_an_update_is_the_same_however_many_steps_are_skipped_before_it(tmp_path: Path) -> None:
+    """At a constant rate and without dropout, the only update of a run is its first."""
+    rate: dict[str, Any] = {"warmup": 0.0, "schedule": "constant"}
+    late = training(tmp_path / "late", toy=Rounds(dropout=0.0, empty=EMPTY["all but one"]), **rate)
+    first = training(tmp_path / "first", toy=Toy(dropout=0.0), **rate)
+    late.go()
+    first.engine.update(first.toy.window(4), first.toy.loss)
+    assert torch.equal(late.engine.parameters.flat, first.engine.parameters.flat)
+
+
+def test_skipped_steps_are_no_reason_to_call_an_adapter_still(tmp_path: Path) -> None:
+    """The meter is read after so many updates, not steps."""
+    late = training(
+        tmp_path / "late", toy=Rounds(empty=frozenset(range(21))), steps=27, warmup=0.0, evaluate=27
+    )
+    late.go()
+    assert late.engine.made == 6
+    empty = frozenset(range(3, 9))
+    stuck = training(tmp_path / "stuck", toy=Rounds(empty=empty), steps=30, learning_rate=1e-9, warmup=0.0)
+    with pytest.raises(TrainingStopped, match=f"moved in {METER_STEPS} steps"):
+        stuck.go()
+    assert (stuck.engine.step, stuck.engine.made) == (METER_STEPS + 6, METER_STEPS)
+
+
+# What a stage says to the loop.
+
+
+def test_a_stage_that_ends_is_saved_and_goes_no_further(tmp_path: Path) -> None:
+    """Nor does a run that is stopped between that save and its end, and resumed."""
+
+    def ending(name: str) -> Training:
+        return training(tmp_path / name, toy=Rounds(ends_at=6), evaluate=3, save=100)
+
+    whole, stopped, again = ending("whole"), ending("stopped"), ending("stopped")
+    whole.go()
+    assert checkpoint.steps(whole.path) == [6]
+    assert max(row["step"] for row in whole.metrics()) == 6
+    assert whole.newest().state["stage"]["ended"] == "the answers became too long"
+    with pytest.raises(Stopped):
+        stopped.go(crash_after(6))
+    again.go(lambda step: pytest.fail(f"step {step} was made"))
+    assert (again.engine.step, again.toy.ended) == (6, whole.toy.ended)
+    again.assert_equals(whole)
+
+
+def test_the_factor_of_the_rate_acts_from_the_next_step_on(tmp_path: Path) -> None:
+    """Halved by the evaluations after steps 3 and 6."""
+    one = training(tmp_path / "run", toy=Rounds(lower=True, steps_per_round=1), warmup=0.0)
+    plain = training(tmp_path / "plain", warmup=0.0)
+    one.go()
+    plain.go()
+    ours, theirs = (
+        [row["learning_rate"] for row in each.metrics() if "learning_rate" in row] for each in (one, plain)
+    )
+    factors = [a / b for a, b in zip(ours, theirs, strict=True)]
+    assert factors == pytest.approx([1.0] * 3 + [0.5] * 3 + [0.25] * 3)
+    assert not torch.equal(one.toy.a, plain.toy.a)
+
+
+def test_the_state_of_a_stage_comes_back(tmp_path: Path) -> None:
+    state = {"beta": 0.1, "guards": [{"step": 3, "text": "größer"}], "best": None}
+    with pytest.raises(Stopped):
+        training(tmp_path / "run", toy=Toy(kept=state)).go(crash_after(4))
+    again = training(tmp_path / "run")
+    again.go()
+    assert again.toy.kept == state
+
+
+def test_a_checkpoint_from_before_rounds_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training(tmp_path / "whole")
+    whole.go()
+    real_save = checkpoint.save
+
+    def older(*args: Any, state: dict[str, Any], **keywords: Any) -> Path:
+        kept = {name: value for name, value in state.items() if name not in ("stage", "skipped")}
+        return real_save(*args, state=kept, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", older)
+        with pytest.raises(Stopped):
+            training(tmp_path / "run").go(crash_after(4))
+    again = training(tmp_path / "run")
+    assert not {"stage", "skipped"} & again.newest().state.keys()
     again.go()
     again.assert_equals(whole)
 
