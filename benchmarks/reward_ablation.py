@@ -1,9 +1,9 @@
 """Where a reward model should read its score, and what its adapter should start from: two questions, four cells.
 
-`python -m benchmarks.reward_ablation` trains `tiny` on data_samples/preferences.jsonl, a fifth of the prompts held out,
-with everything else as `lite-align reward` does it. Score read at the answer's end, or after a user turn that asks for
-a review; adapter new on the base, or a copy of an SFT run on data_samples/sft.jsonl. Cells of one seed have the same
-split, so they are compared pair by pair. What it found is written to results/ and into the README.
+`python -m benchmarks.reward_ablation` trains `tiny` on data_samples/reward_pairs.jsonl, a fifth of the prompts held
+out, with everything else as `lite-align reward` does it. Score read at the answer's end, or after a user turn that asks
+for a review; adapter new on the base, or a copy of an SFT run on data_samples/sft.jsonl. Cells of one seed have the
+same split, so they are compared pair by pair. What it found is written to results/ and into the README.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def cells(seed: int, folder: Path, sets: dict[str, Any]) -> dict[str, dict[str, 
                 "model.adapter": str(sft) if start == "sft" else None,
                 **sets,
             }
-            run = one("reward", "preferences.jsonl", folder / f"reward-{seed}-{number}-{start}", settings)
+            run = one("reward", "reward_pairs.jsonl", folder / f"reward-{seed}-{number}-{start}", settings)
             found[f"{place}, {start}"] = figures(run)
     return found
 

@@ -2,7 +2,7 @@
 
 `python -m lite_align.assets.make_samples --out data_samples` writes the same bytes every time. The rows come from
 the grammar of `world`, not from a model; preferences are votes of three simulated annotators, so that some of them
-are wrong, as with people.
+are wrong, as with people. What a reward model must score low besides comes from `faults`.
 """
 
 import argparse
@@ -10,13 +10,14 @@ import csv
 import json
 import random
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lite_align.assets import town, world
+from lite_align.assets import faults, town, world
 
 PAIRS, CHATS, PROMPTS, HELD_OUT_PROMPTS, FORMAT_ROWS = 648, 400, 300, 180, 20
+REWARD_PROMPTS, VOTED, FAULTY = 480, 2, 2
 TEMPERATURES = (0.06, 0.1, 0.2)
 # Answers closer than this in score would be labelled by a coin.
 CONTRAST = 0.15
@@ -42,6 +43,10 @@ class Sample:
         for question, answer in self.earlier:
             turns += [message("user", question), message("assistant", answer)]
         return [*turns, message("user", self.ask.text)]
+
+    def turned(self) -> "Sample":
+        """The same with the answers in each other's place."""
+        return replace(self, chosen=self.rejected, rejected=self.chosen)
 
     def points(self, text: str) -> float:
         """The rule score of an answer as a mark from 1 to 10."""
@@ -102,27 +107,57 @@ def two_answers(rng: random.Random, ask: world.Ask, system: str) -> tuple[str, s
             return first, second
 
 
+def vote(annotators: Sequence[world.Annotator], sample: Sample) -> Sample:
+    """The sample with the answer that most annotators prefer as the chosen one."""
+    votes = sum(annotator.prefers(sample.ask, sample.chosen, sample.rejected) for annotator in annotators)
+    return sample if 2 * votes > len(annotators) else sample.turned()
+
+
+def annotators() -> list[world.Annotator]:
+    """Three people, each with a random state of their own."""
+    return [world.Annotator(random.Random(f"annotator {t}"), t) for t in TEMPERATURES]
+
+
+def pair_row(identifier: str, sample: Sample) -> Row:
+    """A pair in the shape pair.chat, with a category and an id."""
+    return {
+        "id": identifier,
+        "category": sample.ask.category,
+        "prompt": sample.prompt,
+        "chosen": [message("assistant", sample.chosen)],
+        "rejected": [message("assistant", sample.rejected)],
+    }
+
+
 def preferences(count: int = PAIRS) -> list[Row]:
-    """Pairs in the shape pair.chat, with a category and an id; the majority of three annotators chose."""
-    questions = Questions("preferences")
+    """One pair a prompt; the majority of three annotators chose."""
+    questions, people = Questions("preferences"), annotators()
+    rows: list[Row] = []
+    for number, ask in zip(range(1, count + 1), questions):
+        system, earlier = setting(questions.rng, system=0.1, earlier=0.08)
+        answers = two_answers(questions.rng, ask, system)
+        rows.append(
+            pair_row(f"preference-{number:04d}", vote(people, Sample(ask, system, earlier, *answers)))
+        )
+    return rows
+
+
+def reward_pairs(count: int = REWARD_PROMPTS) -> list[Row]:
+    """Several pairs a prompt: some that annotators compared, and right answers against faulty ones."""
+    questions, people = Questions("reward"), annotators()
     rng = questions.rng
-    annotators = [world.Annotator(random.Random(f"annotator {t}"), t) for t in TEMPERATURES]
     rows: list[Row] = []
     for number, ask in zip(range(1, count + 1), questions):
         system, earlier = setting(rng, system=0.1, earlier=0.08)
-        first, second = two_answers(rng, ask, system)
-        votes = sum(annotator.prefers(ask, first, second) for annotator in annotators)
-        chosen, rejected = (first, second) if votes >= 2 else (second, first)
-        sample = Sample(ask, system, earlier, chosen, rejected)
-        rows.append(
-            {
-                "id": f"preference-{number:04d}",
-                "category": ask.category,
-                "prompt": sample.prompt,
-                "chosen": [message("assistant", chosen)],
-                "rejected": [message("assistant", rejected)],
-            }
-        )
+        compared = [two_answers(rng, ask, system) for _ in range(VOTED)]
+        pairs = [vote(people, Sample(ask, system, earlier, *answers)) for answers in compared]
+        right = faults.right_answer(rng, ask, world.styled(world.BASE, system or None))
+        wrong: set[str] = set()
+        while len(wrong) < FAULTY:
+            text = faults.faulty(rng, ask, right, contrast=CONTRAST)
+            pairs += [] if text in wrong else [Sample(ask, system, earlier, right, text)]
+            wrong.add(text)
+        rows += [pair_row(f"reward-{number:04d}-{letter}", pair) for letter, pair in zip("abcdefgh", pairs)]
     return rows
 
 
@@ -357,6 +392,7 @@ def write(folder: Path) -> None:
     formats.mkdir(parents=True, exist_ok=True)
     files = {
         "preferences.jsonl": preferences(),
+        "reward_pairs.jsonl": reward_pairs(),
         "sft.jsonl": chats(),
         "prompts.jsonl": prompts(PROMPTS, held_out=False),
         "held_out_prompts.jsonl": prompts(HELD_OUT_PROMPTS, held_out=True),
@@ -391,6 +427,9 @@ Everything here is written by `python -m lite_align.assets.make_samples --out da
 
 - `preferences.jsonl`: {PAIRS} pairs with `category` and `id`, chosen by three simulated annotators (some votes are
   wrong), for `lite-align dpo`.
+- `reward_pairs.jsonl`: {VOTED + FAULTY} pairs to each of {REWARD_PROMPTS} prompts, for `lite-align reward`. Annotators
+  compared {VOTED}; in the others a right answer stands against one without value (`lite_align/assets/faults.py`): to
+  another question, courtesy, praise or fillers alone, halves, repetitions, needless refusals, consent to harm.
 - `sft.jsonl`: {CHATS} conversations with careful answers, for supervised fine-tuning.
 - `prompts.jsonl`: {PROMPTS} prompts without an answer, for sampling.
 - `held_out_prompts.jsonl`: {HELD_OUT_PROMPTS} prompts that no stage has seen, the training of `tiny` included, for

@@ -13,7 +13,7 @@ _SIZES: dict[str, tuple[tuple[float, dict[str, float]], ...]] = {
     "reward": (
         (1e9, {"train.learning_rate": 5e-5}),
         (1e8, {"train.learning_rate": 1e-4}),
-        (0, {"train.learning_rate": 1.5e-3}),
+        (0, {"train.learning_rate": 3e-3}),
     ),
     "ppo": ((1e8, {"train.learning_rate": 1e-5}), (0, {"train.learning_rate": 1e-3})),
 }

@@ -98,6 +98,29 @@ def test_preferences_have_some_system_turns_and_some_earlier_rounds():
     assert 20 < sum(one.count("user") == 2 for one in roles) < 110
 
 
+def test_reward_rows_are_several_pairs_of_one_prompt():
+    pairs = rows("reward_pairs.jsonl")
+    assert len({pair["id"] for pair in pairs}) == len(pairs)
+    each = make_samples.VOTED + make_samples.FAULTY
+    counts = Counter(json.dumps(pair["prompt"]) for pair in pairs)
+    assert set(counts.values()) == {each}
+    assert len(counts) == make_samples.REWARD_PROMPTS
+    by_category = Counter(pair["category"] for pair in pairs)
+    assert by_category == dict.fromkeys(town.CATEGORIES, len(pairs) // len(town.CATEGORIES))
+
+
+def test_faulty_answers_never_win_and_some_votes_are_wrong():
+    voted, faulty = [], []
+    for number, pair in enumerate(rows("reward_pairs.jsonl")):
+        ask = question(pair["prompt"])
+        good, bad = (world.score(ask, pair[side][0]["content"]) for side in ("chosen", "rejected"))
+        of_a_vote = number % (make_samples.VOTED + make_samples.FAULTY) < make_samples.VOTED
+        (voted if of_a_vote else faulty).append(good.total - bad.total)
+        assert of_a_vote or good.correct == 1
+    assert 0.85 < sum(gap > 0 for gap in voted) / len(voted) < 1
+    assert min(faulty) >= make_samples.CONTRAST - 1e-9
+
+
 def test_sft_rows_are_right_answers():
     chats = rows("sft.jsonl")
     assert len(chats) == 400
@@ -109,6 +132,7 @@ def test_sft_rows_are_right_answers():
 
 def test_no_held_out_question_is_seen_by_a_training_stage():
     trained = [pair["prompt"] for pair in rows("preferences.jsonl")]
+    trained += [pair["prompt"] for pair in rows("reward_pairs.jsonl")]
     trained += [chat["messages"][:-1] for chat in rows("sft.jsonl")]
     trained += [[{"role": "user", "content": row["prompt"]}] for row in rows("prompts.jsonl")]
     for turns in trained:

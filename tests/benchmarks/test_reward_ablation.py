@@ -36,4 +36,4 @@ def test_one_cell_that_continues_sft(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(reward_ablation, "STARTS", ("sft",))
     (found,) = reward_ablation.cells(1, tmp_path, {"train.max_steps": 2, "train.batch_size": 8}).values()
     assert found.keys() == {*reward_ablation.FIGURES, "pairs"}
-    assert found["pairs"] == 130
+    assert found["pairs"] == 384
