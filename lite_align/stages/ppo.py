@@ -100,6 +100,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         self.good = backbone.adapter_tensors(self.role)
         self.samples_over_time: list[dict[str, Any]] = []
         self.start_rows: list[dict[str, Any]] = []
+        self.start_preference: list[float] = []
         self.start_difference = 0.0
         self._round = -1
         self._rollout: Rollout | None = None
@@ -325,6 +326,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             return {}
         self.guards = Guards(self.recipe.guards, measured, self.options.target_kl)
         self.start_rows = self.held_out.rows()
+        self.start_preference = list(measured.by_prompt.get("preference", ()))
         return dict(measured.metrics)
 
     def evaluate(self) -> dict[str, float]:
@@ -401,6 +403,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             "tripped": [asdict(one) for one in self.tripped],
             "samples": self.samples_over_time,
             "start_rows": self.start_rows,
+            "start_preference": self.start_preference,
             "start_difference": self.start_difference,
         }
 
@@ -416,6 +419,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         self.tripped = [Tripped(**one) for one in state["tripped"]]
         self.samples_over_time = list(state["samples"])
         self.start_rows, self.start_difference = list(state["start_rows"]), state["start_difference"]
+        self.start_preference = list(state["start_preference"])
 
 
 def minibatches(recipe: PPORecipe) -> int:

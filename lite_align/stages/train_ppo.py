@@ -11,6 +11,7 @@ from lite_align.evaluate import reward as reward_judge
 from lite_align.evaluate import scores
 from lite_align.evaluate.findings import Verdict
 from lite_align.evaluate.folder import read
+from lite_align.evaluate.gains import preference_record
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.folder import TINY
 from lite_align.recipe import PPOOptions, PPORecipe, Resolved, resolve_auto
@@ -204,12 +205,15 @@ class PPOProcedure(Procedure[Prompt]):
         """Held-out prompts before and after, samples over time, answers, and what the guards did."""
         for source in stage.collector.text_rewards:
             source.close()
+        preference = None
         if stage.held_out.asked:
-            stage.held_out.measure(stage.collector, stage.rounds * stage.steps_per_round)
+            now = stage.held_out.measure(stage.collector, stage.rounds * stage.steps_per_round)
+            if stage.start_preference:
+                preference = preference_record(stage.start_preference, now.by_prompt["preference"])
             after = stage.held_out.rows()
             found = [
-                {"source": str(one.row.source), "category": one.row.category, "before": before, "after": now}
-                for one, before, now in zip(stage.held_out.asked, stage.start_rows, after, strict=True)
+                {"source": str(one.row.source), "category": one.row.category, "before": before, "after": late}
+                for one, before, late in zip(stage.held_out.asked, stage.start_rows, after, strict=True)
             ]
             run.write_rows("held_out.jsonl", found)
         run.write_rows("samples.jsonl", stage.samples_over_time)
@@ -229,6 +233,7 @@ class PPOProcedure(Procedure[Prompt]):
                 "rolled_back_to": stage.rolled_back_to,
                 "ended": stage.ended,
                 "rounds": stage.rounds,
+                "preference": preference,
             },
         )
 
