@@ -45,6 +45,7 @@ for _verb in (
     train.sft,
     train.dpo,
     train.reward,
+    train.ppo,
     train.run,
     data.check,
     inspect.report,

@@ -38,6 +38,16 @@ Map = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="FIELD=COLUMN", help="Own column name, as chosen=good; repeatable."),
 ]
+Reward = Annotated[
+    str | None, typer.Option("--reward", metavar="RUN", help="Finished run of lite-align reward.")
+]
+RewardFn = Annotated[
+    str | None,
+    typer.Option("--reward-fn", metavar="FILE.py:NAME", help="Python function that scores an answer."),
+]
+Force = Annotated[
+    bool | None, typer.Option("--force", help="Start although the reward model is weak or likes length.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only the last lines: held out, verdict, saved, next.")]
 Json = Annotated[bool, typer.Option("--json", help="Only the run's record, as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

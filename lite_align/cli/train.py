@@ -1,10 +1,11 @@
 """The verbs that train, and `lite-align run RECIPE`: build the recipe, start the stage."""
 
+import inspect
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +14,8 @@ from lite_align.errors import RecipeError, UserError
 from lite_align.stages.command import CommandOptions
 
 
-def _verb(stage: str, about: str) -> Callable[..., None]:
-    """The command of a training stage, which all have the same options."""
+def _verb(stage: str, about: str, **own: Any) -> Callable[..., None]:
+    """The command of a training stage; besides the options of all, `own` ones by name, as settings of its block."""
 
     def help_all(asked: bool) -> None:
         if asked:
@@ -44,18 +45,36 @@ def _verb(stage: str, about: str) -> Callable[..., None]:
         json: options.Json = False,
         debug: options.Debug = False,
         help_all: Annotated[bool, every_setting] = False,
+        **others: object,
     ) -> None:
         flags = _flags(model, from_, seed, format, map)
+        flags |= {f"{stage}.{name}": value for name, value in others.items()}
         told = _command(out, resume, accept_drift, dry_run)
         _train(stage, data, recipe, flags, sets or (), told, quiet=quiet, json=json)
 
     command.__name__, command.__doc__ = stage, about
+    # Typer reads options off the signature.
+    *common, _ = inspect.signature(command).parameters.values()
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in own.items()
+    ]
+    command.__signature__ = inspect.Signature([*common, *added])  # pyright: ignore[reportFunctionMemberAccess]
+    del command.__annotations__["others"]
+    command.__annotations__.update(own)
     return command
 
 
 sft = _verb("sft", "Train on conversations to imitate.")
 reward = _verb("reward", "Train a reward model, which scores answers, on pairs of answers.")
 dpo = _verb("dpo", "Train on pairs of a chosen and a rejected answer.")
+ppo = _verb(
+    "ppo",
+    "Train on prompts: answers are sampled, scored by a reward model, a function or rules, and learned from.",
+    reward=options.Reward,
+    reward_fn=options.RewardFn,
+    force=options.Force,
+)
 
 
 def run(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from lite_align.data.sources import RawTable
-from lite_align.data.types import Chat, Conversation, Pair, Rated, Row, Source
+from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Row, Source
 from lite_align.errors import DataError, UserError
 
 RULES = {
@@ -112,6 +112,20 @@ def lint_chats(chats: Sequence[Chat]) -> Lint[Chat]:
         kept.append(chat)
     found = [_openings(kept), _dominance(kept, "conversations")]
     return Lint(kept, dict(sorted(dropped.items())), [finding for finding in found if finding is not None])
+
+
+def lint_prompts(prompts: Sequence[Prompt]) -> Lint[Prompt]:
+    """Leave out prompts that were there before (LA302): what is sampled to them would count twice."""
+    dropped: dict[str, list[Dropped]] = {}
+    first: dict[_Turns, Source] = {}
+    kept: list[Prompt] = []
+    for prompt in prompts:
+        earlier = first.setdefault(_turns_key(prompt.messages), prompt.source)
+        if earlier is prompt.source:
+            kept.append(prompt)
+        else:
+            dropped.setdefault("LA302", []).append(Dropped(prompt.source, f"repeats {earlier}"))
+    return Lint(kept, dropped, [])
 
 
 def lint_rated(rated: Sequence[Rated]) -> Lint[Rated]:

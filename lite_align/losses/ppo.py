@@ -126,10 +126,14 @@ def whitened(values: Tensor, mask: Tensor, *, least: float = 1e-8) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var(returns − values) / Var(returns) over the mask: 1 is perfect, 0 no better than a constant."""
+    """1 − Var(returns − values) / Var(returns) over the mask: 1 is perfect, 0 no better than a constant.
+
+    Where all returns are equal there is nothing to explain: 0.
+    """
     residual, spread = returns - values, returns - masked_mean(returns, mask)
     variance = masked_mean((residual - masked_mean(residual, mask)).square(), mask)
-    return 1 - variance / masked_mean(spread.square(), mask).clamp_min(1e-12)
+    whole = masked_mean(spread.square(), mask)
+    return torch.where(whole < 1e-12, torch.zeros_like(whole), 1 - variance / whole.clamp_min(1e-12))
 
 
 # Losses, token by token: any shape, the same for all arguments.

@@ -300,10 +300,14 @@ class Backbone:
 
     def scores(self, batch: ForestBatch) -> Tensor:
         """Score of every leaf, read at its last token: (L,) fp32; the current role must have a scalar head."""
+        return self.scores_of(self.hidden(batch), batch)
+
+    def scores_of(self, hidden: Tensor, batch: ForestBatch) -> Tensor:
+        """`scores` from hidden states (T, H) of the batch that were computed under the current role."""
         head = self._adapter(self._role).head
         if head is None:
             raise ValueError(f"{self._role} has no scalar head")
-        return self.hidden(batch).index_select(0, batch.leaf_ends()).float() @ head
+        return hidden.index_select(0, batch.leaf_ends()).float() @ head
 
     def generate(
         self,

@@ -35,6 +35,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, kind: Kind, size: int, *, seed: int, device: torch.device) -> None:
         super().__init__()
+        self.kind = kind
         generator = torch.Generator().manual_seed(seed)
 
         def drawn(*shape: int, scale: float = 1.0) -> nn.Parameter:

@@ -21,6 +21,9 @@ FLAGS = {
     "train.seed": "--seed",
     "data.format": "--format",
     "data.map": "--map",
+    "ppo.reward": "--reward",
+    "ppo.reward_fn": "--reward-fn",
+    "ppo.force": "--force",
 }
 """Settings that have a flag of their own, by dotted key."""
 

@@ -52,8 +52,10 @@ def prepare(
     resolved = session.settle_held_out(resolved, len(examples))
     train, held_out = split(kind, examples, resolved.recipe, renderer)
     resolved = procedure.settle(resolved, train)
-    resolved = session.settle_training(resolved, parameters=parameters, examples=len(train))
-    total = session.total_steps(resolved.recipe, len(train))
+    resolved = session.settle_training(
+        resolved, parameters=parameters, examples=len(train), steps=procedure.steps
+    )
+    total = procedure.steps(resolved.recipe, len(train))
     amount = amount_of(procedure, resolved.recipe, train, held_out, total)
     resolved, forecast = resources.settle(resolved, amount, machine)
     hashes = {
@@ -104,7 +106,7 @@ def amount_of(
         recipe.train,
         procedure.trees(recipe, train),
         procedure.trees(recipe, held_out),
-        examples=len(train),
+        examples=procedure.count(recipe, len(train)),
         steps=steps,
         has_reference=procedure.has_reference,
         scores_mismatched=procedure.scores_mismatched,

@@ -12,7 +12,7 @@ from lite_align.evaluate.findings import Verdict
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.loading import Loading
 from lite_align.recipe import Resolved
-from lite_align.stages import passes, resources, rows
+from lite_align.stages import passes, resources, rows, session
 from lite_align.stages.lineage import Parent
 from lite_align.stages.stage import Stage
 from lite_align.train.faults import TokenBudget
@@ -86,6 +86,24 @@ class Procedure(ABC, Generic[RowT]):
 
     def check(self, recipe: Any) -> None:
         """Raise RecipeError for mistakes that can be told before the data are read."""
+
+    def inputs(self, recipe: Any, folder: Path | None) -> dict[str, str]:
+        """Check what a run is made of besides rows, base and parent, and return its hashes by name.
+
+        `folder` is that of a run that is resumed. Raises LiteAlignError.
+        """
+        return {}
+
+    def fit_base(self, prepared: "Prepared[RowT]") -> None:
+        """Refuse inputs that belong to another base, whose hash is known now. Raises LiteAlignError."""
+
+    def steps(self, recipe: Any, examples: int) -> int:
+        """Optimiser steps of the run."""
+        return session.total_steps(recipe, examples)
+
+    def count(self, recipe: Any, examples: int) -> int:
+        """What one epoch works on, where `train.batch_size` does not count rows."""
+        return examples
 
     def settle(self, resolved: Resolved[Any], examples: Sequence[tuple[RowT, Tree]]) -> Resolved[Any]:
         """Fill settings that depend on others of this stage or on what is trained, before those of the model's size."""

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,28 +142,34 @@ def settle_held_out(resolved: Resolved[Any], examples: int) -> Resolved[Any]:
     return resolve_auto(resolved, "data.held_out", share, f"a tenth, at most about {MOST_HELD_OUT} pairs")
 
 
-def settle_training(resolved: Resolved[Any], *, parameters: int, examples: int) -> Resolved[Any]:
-    """Fill the "auto" settings that follow from the size of the model and of the data."""
-    for key, value in size_defaults(resolved.recipe.stage, parameters).items():
-        if key in flatten(to_dict(resolved.recipe)):
-            resolved = resolve_auto(resolved, key, value, f"{short(parameters)} parameters")
-    few = examples < FEW_EXAMPLES
-    reason = f"{'fewer' if few else 'no fewer'} than {FEW_EXAMPLES:,} examples"
-    resolved = resolve_auto(resolved, "train.epochs", 2.0 if few else 1.0, reason)
-    total = total_steps(resolved.recipe, examples)
-    for key, times in (("train.save_steps", SAVES), ("train.eval_steps", EVALUATIONS)):
-        resolved = resolve_auto(
-            resolved, key, max(1, -(-total // times)), f"{times} times in {total:,} steps"
-        )
-    return resolved
-
-
 def total_steps(recipe: Any, examples: int) -> int:
     """Optimiser steps of the run: `max_steps`, or the epochs; the last step of an epoch may be smaller."""
     if recipe.train.max_steps is not None:
         return recipe.train.max_steps
     steps_per_epoch = -(-examples // recipe.train.batch_size)
     return max(1, round(recipe.train.epochs * steps_per_epoch))
+
+
+def settle_training(
+    resolved: Resolved[Any],
+    *,
+    parameters: int,
+    examples: int,
+    steps: Callable[[Any, int], int] = total_steps,
+) -> Resolved[Any]:
+    """Fill the "auto" settings that follow from the size of the model and of the data; `steps` counts the run's."""
+    for key, value in size_defaults(resolved.recipe.stage, parameters).items():
+        if key in flatten(to_dict(resolved.recipe)):
+            resolved = resolve_auto(resolved, key, value, f"{short(parameters)} parameters")
+    few = examples < FEW_EXAMPLES
+    reason = f"{'fewer' if few else 'no fewer'} than {FEW_EXAMPLES:,} examples"
+    resolved = resolve_auto(resolved, "train.epochs", 2.0 if few else 1.0, reason)
+    total = steps(resolved.recipe, examples)
+    for key, times in (("train.save_steps", SAVES), ("train.eval_steps", EVALUATIONS)):
+        resolved = resolve_auto(
+            resolved, key, max(1, -(-total // times)), f"{times} times in {total:,} steps"
+        )
+    return resolved
 
 
 # What a person sees.

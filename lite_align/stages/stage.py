@@ -11,7 +11,7 @@ from lite_align.data.types import Tree
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import Recipe
 from lite_align.stages import passes
-from lite_align.train.engine import Loss, MicroBatch, Window
+from lite_align.train.engine import Group, Loss, MicroBatch, Window
 from lite_align.train.faults import TokenBudget
 
 T = TypeVar("T")
@@ -90,6 +90,10 @@ class Stage(ABC, Generic[RecipeT, BatchT]):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`."""
+
+    def groups(self) -> list[Group]:
+        """Tensors besides the adapter that are trained, with learning rates of their own."""
+        return []
 
     def own_part(self, items: Sequence[T]) -> Sequence[T]:
         """What this process does of a window."""

@@ -20,6 +20,7 @@ from lite_align.stages.procedure import Prepared, Procedure
 from lite_align.stages.stage import Stage
 from lite_align.stages.train_dpo import DPOProcedure
 from lite_align.stages.train_kto import KTOProcedure
+from lite_align.stages.train_ppo import PPOProcedure
 from lite_align.stages.train_reward import RewardProcedure
 from lite_align.stages.train_sft import SFTProcedure
 from lite_align.train.engine import Engine
@@ -29,7 +30,8 @@ from lite_align.train.run import Run, require_unused
 from lite_align.view import View
 
 PROCEDURES: dict[str, Procedure[Any]] = {
-    procedure.stage: procedure for procedure in (SFTProcedure(), RewardProcedure(), DPOProcedure())
+    procedure.stage: procedure
+    for procedure in (SFTProcedure(), RewardProcedure(), DPOProcedure(), PPOProcedure())
 }
 """Training verbs by stage."""
 
@@ -50,6 +52,7 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
         view.section("saved", f"{folder} is finished; nothing is left to resume.")
         return folder
     procedure.check(resolved.recipe)  # a wrong option and a used folder are told before the data are read
+    inputs = procedure.inputs(resolved.recipe, folder)
     if command.out is not None and folder is None and not command.dry_run:
         require_unused(command.out)
     parent = starting_point(resolved, folder, stored)
@@ -60,8 +63,10 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
         return None
     options = prepared.recipe.model
     prepared.hashes["base"] = fingerprint(locate(options.name, options.revision))
+    prepared.hashes.update(inputs)
     if parent is not None:
         lineage.require_base(parent, prepared.hashes["base"])
+    procedure.fit_base(prepared)
     parents = [parent.facts()] if parent else []
     with (
         session.open_run(prepared.resolved, command, folder, prepared.hashes, parents) as run,
@@ -169,7 +174,9 @@ def build(
     accelerator = Accelerator(cpu=session.device().type == "cpu")
     named = backbone.parameters(procedure.role)
     fused = recipe.speed.fused_optimizer
-    return stage, Engine(accelerator, named, recipe.train, prepared.total_steps, fused=fused)
+    return stage, Engine(
+        accelerator, named, recipe.train, prepared.total_steps, fused=fused, others=stage.groups()
+    )
 
 
 def cadence(prepared: Prepared[Any]) -> Cadence:

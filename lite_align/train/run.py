@@ -44,9 +44,11 @@ SECTIONS = frozenset(
         "reference",
         "adapters",
         "plan",
+        "ppo",
         "forecast",
         "measured",
         "reward",
+        "reward_model",
         "evaluation",
         "verdict",
     ]
