@@ -371,30 +371,34 @@ class PlainPPO:
                 experience.returns,
             )
         )
+        self.optimizer.zero_grad()
         now = self.logps(self.models.policy, rows).logps
-        policy, cut = clipped_policy(now - old, advantages, own.clip)
+        policy, outside = clipped_policy(now - old, advantages, own.clip)
         found = {
             "policy/loss": masked_mean(policy, mask),
-            "policy/clip_fraction": masked_mean(cut.float(), mask),
+            "policy/clip_fraction": masked_mean(outside.float(), mask),
             "policy/approx_kl": masked_mean(k3((now - old).detach()), mask),
         }
         loss = found["policy/loss"]
         if own.kl_in == "loss":
             loss = loss + self.beta * masked_mean(k3(reference - now), mask)
-        if self.has_values:
-            value, held = clipped_value(self.values(rows), values, returns, own.clip)
-            found["value/loss"] = masked_mean(value, mask)
-            found["value/clip_fraction"] = masked_mean(held.float(), mask)
-            loss = loss + own.value_weight * found["value/loss"]
-        self.optimizer.zero_grad()
         loss.backward()
+        total = float(loss.detach())
+        if self.has_values:
+            # After the policy's backward pass, so that one graph is held at a time.
+            value, far = clipped_value(self.values(rows), values, returns, own.clip)
+            found["value/loss"] = masked_mean(value, mask)
+            found["value/clip_fraction"] = masked_mean(far.float(), mask)
+            loss = own.value_weight * found["value/loss"]
+            loss.backward()
+            total += float(loss.detach())
         norm = nn.utils.clip_grad_norm_(self.policy_parameters, own.max_grad_norm)
         if self.value_parameters:
             nn.utils.clip_grad_norm_(self.value_parameters, own.max_grad_norm)
         self.optimizer.step()
         return {
             **{name: float(value.detach()) for name, value in found.items()},
-            "loss": float(loss.detach()),
+            "loss": total,
             "grad_norm": float(norm),
             "tokens": float(mask.sum()),
         }
