@@ -1,7 +1,7 @@
 """SFT, reward model, DPO, PPO and RLOO on the demo model, for each seed: what every stage gains on held-out rows.
 
-`python -m benchmarks.pipeline` runs `lite-align run recipes/pipeline_tiny.yaml` and then pipeline_ppo_tiny.yaml into the
-same folder, which skips what both have in common, as a user does, in processes of their own, and writes
+`python -m benchmarks.pipeline` runs `lite-align run recipes/pipeline_tiny.yaml` and then pipeline_ppo_tiny.yaml into
+the same folder, which skips what both have in common, as a user does, in processes of their own, and writes
 benchmarks/results/pipeline-cpu.json. The settings of the recipes were chosen on other prompts than those they are
 scored on.
 """
