@@ -409,15 +409,20 @@ def test_every_pipeline_loads():
     files = [file for file in sorted(RECIPES.rglob("*.y*ml")) if is_pipeline(file)]
     assert [file.name for file in files] == [
         *(f"pipeline-{n}gb.yaml" for n in (12, 16, 24, 8)),
+        *(f"pipeline-ppo-{n}gb.yaml" for n in (12, 16, 24, 8)),
+        "pipeline_ppo_tiny.yaml",
         "pipeline_tiny.yaml",
     ]
     for file in files:
         found = load_pipeline(file)
-        assert [(step.name, step.start) for step in found.steps] == [
-            ("sft", None),
-            ("reward", "sft"),
-            ("dpo", "sft"),
-        ]
+        policies = (
+            [("dpo", "sft", None)]
+            if "ppo" not in file.stem
+            else [("ppo", "sft", "reward"), ("rloo", "sft", "reward")]
+        )
+        told = [(step.name, step.start, step.reward) for step in found.steps]
+        assert told[:2] == [("sft", None, None), ("reward", "sft", None)]
+        assert told[2:] == policies[: len(told) - 2] != []
         sized = file.stem.endswith("gb")
         assert {step.resolved.recipe.model.quantization for step in found.steps} == {
             "nf4" if sized else "auto"
