@@ -456,3 +456,15 @@ def test_levers_for_memory_are_those_that_are_left():
         levers("model.gradient_checkpointing=12", "model.quantization=nf4")[0]
         == "model.gradient_checkpointing=on"
     )
+
+
+def test_unusual_settings_of_ppo():
+    def told(*sets: str) -> str:
+        return "\n".join(unusual(load("ppo", sets=list(sets)).recipe))
+
+    assert told("train.epochs=6") == ""  # answers are new each time
+    assert "another policy" in told("ppo.top_p=0.9")
+    assert "another policy" in told("ppo.top_k=20")
+    assert told("ppo.kl=0") == ""
+    assert "nothing keeps the policy" in told("ppo.kl=0", "guards.enabled=false")
+    assert "most tokens will be clipped" in told("ppo.passes=8")
