@@ -74,14 +74,19 @@ def recipe(ppo: dict[str, Any] | None = None, guards: dict[str, Any] | None = No
     )
 
 
+def renderer(model: Backbone) -> Renderer:
+    """Of its tokenizer; the template is known, so no child process tries it."""
+    return Renderer(model.loaded.tokenizer, trusted=True)
+
+
 def asked(model: Backbone, count: int, *, category: str | None = None) -> list[Asked]:
     """Prompts of different lengths, with a column of their own."""
-    renderer = Renderer(model.loaded.tokenizer)
+    own = renderer(model)
     found = []
     for n, row in enumerate(small.rows(count)):
         turns = (Message("user", row["prompt"]),)
         prompt = Prompt(Source("prompts.jsonl", n + 1), category or row["category"], messages=turns)
-        found.append(Asked(prompt, renderer.prompt_ids(turns), {"number": n}))
+        found.append(Asked(prompt, own.prompt_ids(turns), {"number": n}))
     return found
 
 
@@ -115,7 +120,7 @@ def letters(episode: Episode) -> float:
 
 def model_reward(model: Backbone, suffix: Sequence[int] = (), **changes: Any) -> ModelReward:
     """Scores of REWARD as they are."""
-    stop = Renderer(model.loaded.tokenizer).turn_end
+    stop = renderer(model).turn_end
     plain = ModelReward(mean=0.0, deviation=1.0, weight=1.0, clip=50.0, suffix=tuple(suffix), stop=stop)
     return replace(plain, **changes)
 
@@ -132,7 +137,7 @@ def collector(
     """A collector on a renderer of its own."""
     return Collector(
         model,
-        Renderer(model.loaded.tokenizer),
+        renderer(model),
         the_recipe.ppo,
         model_reward=reward,
         text_rewards=texts,
