@@ -1,5 +1,6 @@
 """Small rollouts and PPO stages on a tiny model, for the tests of the stage and of its parts."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,16 +15,19 @@ from torch import Tensor
 from lite_align.data.render import Renderer
 from lite_align.data.types import Message, Prompt, Source, Tree
 from lite_align.model.backbone import Backbone, Role
+from lite_align.model.folder import fingerprint
 from lite_align.model.sampler import Sampled
-from lite_align.recipe import PPORecipe
+from lite_align.recipe import PPORecipe, RewardRecipe, to_dict
+from lite_align.stages import rows
 from lite_align.stages.episodes import Episode, Errors, NoReward
 from lite_align.stages.held_out import HeldOut
+from lite_align.stages.pairs import PAIRS
 from lite_align.stages.ppo import PPO
 from lite_align.stages.rollouts import Asked, Collector, ModelReward, Ragged, Rollout
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget
 from tests import finished
-from tests.stages import small
+from tests.stages import small, small_reward
 
 SETTINGS: dict[str, Any] = {
     "advantage": "rloo",
@@ -62,7 +66,9 @@ def backbone(folder: Path, *, reward: bool = True, reference: bool = True) -> Ba
     return model
 
 
-def recipe(ppo: dict[str, Any] | None = None, guards: dict[str, Any] | None = None, **train: Any) -> PPORecipe:
+def recipe(
+    ppo: dict[str, Any] | None = None, guards: dict[str, Any] | None = None, **train: Any
+) -> PPORecipe:
     """A recipe without "auto": RLOO, 4 prompts with 4 answers a round, two passes of two minibatches."""
     return PPORecipe.model_validate(
         {
@@ -204,3 +210,41 @@ def rollout(
         scores=tuple(scores),
         errors=sum(score is None for score in scores),
     )
+
+
+SOUND = ((1.0, 0.0, 6, 7), (0.5, 1.5, 7, 6), (2.0, 1.0, 7, 7), (3.0, 1.0, 6, 6))
+"""Scores and lengths of chosen and rejected answers: three of four right, no correlation with length to speak of."""
+
+
+def reward_run(
+    folder: Path,
+    base: Path,
+    *,
+    model: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    held_out: Sequence[tuple[float, float, int, int]] = SOUND,
+    **record: Any,
+) -> Path:
+    """A run folder of stage reward, made without training: an adapter and a head that were drawn."""
+    options = {"name": str(base), "quantization": "none", "dtype": "float32", **(model or {})}
+    recipe = RewardRecipe.model_validate(
+        {"model": options, "lora": small.SHAPE, "data": {"max_length": 512, **(data or {})}}
+    )
+    hashes = {"base": fingerprint(base)}
+    if recipe.data.path:
+        hashes["data"] = rows.read(PAIRS, recipe.data, recipe.data.path).table.sha256
+    own = small_reward.backbone(base)
+    finished.move(own, Role.REWARD, 0.1, seed=3)
+    own.save_adapter(Role.REWARD, folder / "adapters" / "reward")
+    facts = {
+        "schema": 1,
+        "stage": "reward",
+        "status": "finished",
+        "recipe": to_dict(recipe),
+        "hashes": hashes,
+        "reward": {"mean": 0.5, "std": 2.0, "judge_suffix": None},
+    }
+    (folder / "run.json").write_text(json.dumps(facts | record))
+    names = ("chosen_reward", "rejected_reward", "chosen_tokens", "rejected_tokens")
+    small.write(folder / "held_out.jsonl", [dict(zip(names, row, strict=True)) for row in held_out])
+    return folder

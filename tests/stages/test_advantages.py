@@ -33,9 +33,7 @@ def test_gae_by_hand():
     logps = tensor(-1.0, -2.0, -1.0, -1.0, -1.0)
     reference = tensor(-1.5, -2.0, -1.0, -2.0, -1.0)  # k1: 0.5, 0 and 0, 1, 0
     values = tensor(0.2, 0.4, -0.2, 0.0, 0.6)
-    rollout = small_ppo.rollout(
-        [2, 3], [1.0, -1.0], logps=logps, reference_logps=reference, values=values
-    )
+    rollout = small_ppo.rollout([2, 3], [1.0, -1.0], logps=logps, reference_logps=reference, values=values)
     found = columns(rollout, recipe("gae", gae_lambda=0.5), 0.1)
     assert found.rewards.tolist() == pytest.approx([-0.05, 1.0, 0.0, -0.1, -1.0])
     # First answer. Last token: 1 − 0.4 = 0.6. First: −0.05 + 0.4 − 0.2 + 0.5 · 0.6 = 0.45.
@@ -72,7 +70,12 @@ def test_grpo_by_hand():
 
 @pytest.mark.parametrize(
     ("advantage", "given", "found"),
-    [("gae", "auto", "reward"), ("rloo", "auto", "reward"), ("grpo", "auto", "loss"), ("gae", "loss", "loss")],
+    [
+        ("gae", "auto", "reward"),
+        ("rloo", "auto", "reward"),
+        ("grpo", "auto", "loss"),
+        ("gae", "loss", "loss"),
+    ],
 )
 def test_where_the_kl_counts(advantage: str, given: str, found: str):
     assert kl_in(recipe(advantage, kl_in=given)) == found

@@ -178,7 +178,7 @@ def test_scores_are_those_of_the_reward_run(model: Backbone, judge: str | None, 
     sequences = []
     for number, answer in enumerate(written()):
         prompt = small_ppo.asked(model, 2)[number // 4].ids
-        ids = answer.ids[:-1] + (IM_END,) if answer.ids[-1] in (IM_END, EOS) else answer.ids
+        ids = (*answer.ids[:-1], IM_END) if answer.ids[-1] in (IM_END, EOS) else answer.ids
         sequences.append((len(prompt), [(*prompt, *ids, *suffix)]))
     expected = [score for (score,) in scoring.score(model, sequences, TokenBudget(4096))]
     assert found.sources[MODEL] == pytest.approx(expected, abs=1e-5)
