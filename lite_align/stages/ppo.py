@@ -328,7 +328,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         self.guards = Guards(self.recipe.guards, measured, self.options.target_kl)
         self.start_rows = self.held_out.rows()
         self.start_preference = list(measured.by_prompt.get("preference", ()))
-        return dict(measured.metrics)
+        return _of_held_out(measured)
 
     def evaluate(self) -> dict[str, float]:
         """Figures on held-out prompts; what the guards see is told, and done as the recipe says."""
@@ -343,7 +343,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             self._act(tripped)
         if self.guards.good == step:
             self.good = self.backbone.adapter_tensors(self.role)
-        return {name: value for name, value in measured.metrics.items() if name not in _OF_TRAINING}
+        return _of_held_out(measured)
 
     def _look(self, step: int, advance: Callable[[int], None] | None = None) -> Measured | None:
         if not self.held_out.asked:
@@ -436,3 +436,7 @@ def value_head(backbone: Backbone, recipe: PPORecipe) -> ValueHead | None:
     kind = Kind.PROBE if recipe.ppo.value == "reward" else Kind.LINEAR
     size = backbone.model.config.get_text_config().hidden_size
     return ValueHead(kind, size, seed=recipe.train.seed, device=backbone.device)
+
+
+def _of_held_out(measured: Measured) -> dict[str, float]:
+    return {name: value for name, value in measured.metrics.items() if name not in _OF_TRAINING}
