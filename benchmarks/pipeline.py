@@ -1,8 +1,9 @@
-"""SFT, reward model and DPO on the demo model, for each seed of the recipe: what every stage gains on held-out rows.
+"""SFT, reward model, DPO, PPO and RLOO on the demo model, for each seed: what every stage gains on held-out rows.
 
-`python -m benchmarks.pipeline` runs `lite-align run recipes/pipeline_tiny.yaml` as a user does, in processes of their
-own, and writes benchmarks/results/pipeline-cpu.json. The settings of the recipe were chosen on other prompts than those
-it is scored on.
+`python -m benchmarks.pipeline` runs `lite-align run recipes/pipeline_tiny.yaml` and then pipeline_ppo_tiny.yaml into
+the same folder, which skips what both have in common, as a user does, in processes of their own, and writes
+benchmarks/results/pipeline-cpu.json. The settings of the recipes were chosen on other prompts than those they are
+scored on.
 """
 
 import argparse
@@ -23,14 +24,60 @@ from lite_align.evaluate.folder import read
 from lite_align.evaluate.statistics import Interval, mean
 from lite_align.recipe import load_pipeline
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "pipeline_tiny.yaml"
+FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = (FOLDER / "pipeline_tiny.yaml", FOLDER / "pipeline_ppo_tiny.yaml")
 RESULT = record.RESULTS / "pipeline-cpu.json"
 CASE = "pipeline_tiny"
 MISSING = "not yet measured"
 
 
-def run(recipe: Path, seed: int, folder: Path, sets: Sequence[str]) -> dict[str, Any]:
-    """One pipeline from nothing: seconds, and what its stages and its scores say."""
+def run(recipes: Sequence[Path], seed: int, folder: Path, sets: Sequence[str]) -> dict[str, Any]:
+    """Pipelines into one folder, from nothing: seconds of each, and what their stages and scores say."""
+    seconds, rules = {}, []
+    for recipe in recipes:
+        seconds[recipe.stem] = run_one(recipe, seed, folder, sets)
+        rules.append(json.loads((folder / "score.json").read_text(encoding="utf-8")))
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        "sft_loss": held_out_loss(folder / "sft"),
+        "reward": reward_accuracy(folder / "reward"),
+        "policies": {step: after_ppo(folder / step) for step in ("ppo", "rloo") if (folder / step).is_dir()},
+        "rows": joined([rule["rows"] for rule in rules]),
+        "before": {name: start for rule in rules for name, start in rule["before"].items()},
+        "samples": rules[0]["samples"],
+    }
+
+
+def joined(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Scores of the same prompts from several pipelines; what two of them scored came out the same."""
+    found = [dict(row) for row in parts[0]]
+    for part in parts[1:]:
+        for row, more in zip(found, part, strict=True):
+            assert all(row[name] == more[name] for name in row.keys() & more.keys()), (
+                "a policy scored differently"
+            )
+            row.update(more)
+    return found
+
+
+def after_ppo(folder: Path) -> dict[str, Any]:
+    """What a run of PPO says at its end: KL and length of held-out answers, and what its guards did."""
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    rows = lines(folder / "held_out.jsonl")
+    return {
+        "kl": statistics.fmean(row["after"]["kl"] for row in rows),
+        "target_kl": told["recipe"]["ppo"]["target_kl"],
+        "tokens": {
+            side: statistics.fmean(row[side]["tokens"] for row in rows) for side in ("before", "after")
+        },
+        "guards": len(told["ppo"]["guards"]),
+        "rolled_back_to": told["ppo"]["rolled_back_to"],
+    }
+
+
+def run_one(recipe: Path, seed: int, folder: Path, sets: Sequence[str]) -> float:
+    """One pipeline; what is there already is skipped. Returns seconds."""
     command = [
         sys.executable,
         "-m",
@@ -44,17 +91,7 @@ def run(recipe: Path, seed: int, folder: Path, sets: Sequence[str]) -> dict[str,
     ]
     started = time.perf_counter()
     subprocess.run([*command, "--quiet", *(f"--set={text}" for text in sets)], check=True)
-    seconds = time.perf_counter() - started
-    rule = json.loads((folder / "score.json").read_text(encoding="utf-8"))
-    return {
-        "seed": seed,
-        "seconds": round(seconds, 1),
-        "sft_loss": held_out_loss(folder / "sft"),
-        "reward": reward_accuracy(folder / "reward"),
-        "rows": rule["rows"],
-        "before": rule["before"],
-        "samples": rule["samples"],
-    }
+    return round(time.perf_counter() - started, 1)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -115,16 +152,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--recipes", type=Path, nargs="+", default=RECIPES)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
-    seeds = load_pipeline(options.recipe).seeds
+    seeds = load_pipeline(options.recipes[0]).seeds
     with tempfile.TemporaryDirectory() as folder:
-        runs = [run(options.recipe, seed, Path(folder) / f"seed-{seed}", options.set) for seed in seeds]
+        runs = [run(options.recipes, seed, Path(folder) / f"seed-{seed}", options.set) for seed in seeds]
     case = {
         "machine": machine.describe(),
-        "recipe": options.recipe.name,
+        "recipes": [recipe.name for recipe in options.recipes],
         "sets": options.set,
         "summary": summary(runs),
         "runs": [{key: value for key, value in one.items() if key != "rows"} for one in runs],
@@ -149,8 +186,6 @@ def section(folder: Path = record.RESULTS) -> str:
     losses = [f"{one['sft_loss']['before']:.3f} → {one['sft_loss']['after']:.3f}" for one in runs]
     ranked = [f"{100 * one['reward']['accuracy']:.0f} %" for one in runs]
     longer = 100 * statistics.fmean(one["reward"]["longer_wins"] for one in runs)
-    last = names[-1]
-    by_seed = ", ".join(f"{value:+.3f}" for value in table["all"][last]["by_seed"])
     return "\n".join(
         [
             f"Rule score (0 to 1) of {case['prompts']} held-out prompts that no setting was chosen on, "
@@ -158,14 +193,50 @@ def section(folder: Path = record.RESULTS) -> str:
             "",
             *rows,
             "",
-            f"By seed: {last} over {runs[0]['before'][last]} {by_seed} (mean {shown(table['all'][last]['seeds'])}); "
-            f"held-out loss of SFT {', '.join(losses)} nats a token; the reward model ranks {', '.join(ranked)} of "
-            f"held-out pairs right, where the longer answer wins in {longer:.0f} %. One pipeline took "
-            f"{min(one['seconds'] for one in runs):.0f} to {max(one['seconds'] for one in runs):.0f} s on "
+            f"By seed: {by_seed(table, runs[0]['before'])}.",
+            "",
+            *after(runs),
+            f"Held-out loss of SFT {', '.join(losses)} nats a token; the reward model ranks {', '.join(ranked)} of "
+            f"held-out pairs right, where the longer answer wins in {longer:.0f} %. {took(runs)} on "
             f"{case['machine']['cpu']}; commit {case['machine']['commit']}.",
             "",
         ]
     )
+
+
+def by_seed(table: Mapping[str, Any], before: Mapping[str, str]) -> str:
+    """Gains of every policy over the one that it continues, seed by seed and over seeds; SFT's are no goal."""
+    told = []
+    for name in in_order(before):
+        if before[name] != "base":
+            entry = table["all"][name]
+            values = ", ".join(f"{value:+.3f}" for value in entry["by_seed"])
+            told.append(f"{name} over {before[name]} {values} (mean {shown(entry['seeds'])})")
+    return "; ".join(told)
+
+
+def after(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """KL, length and guards of the policies that learned from rewards; no line where there are none."""
+    told = []
+    for name in runs[0].get("policies", {}):
+        ends = [one["policies"][name] for one in runs]
+        kls = ", ".join(f"{end['kl']:.2f}" for end in ends)
+        before, now = (statistics.fmean(end["tokens"][side] for end in ends) for side in ("before", "after"))
+        guards = sum(end["guards"] for end in ends)
+        told.append(
+            f"{name}: KL {kls} nats an answer (budget {ends[0]['target_kl']:g}), answers of {now:.1f} tokens, before "
+            f"{before:.1f}; guards tripped {guards} times"
+        )
+    return [f"{'; '.join(told)}.", ""] if told else []
+
+
+def took(runs: Sequence[dict[str, Any]]) -> str:
+    """Seconds of every pipeline."""
+    told = []
+    for name in runs[0]["seconds"]:
+        seconds = [one["seconds"][name] for one in runs]
+        told.append(f"{name} took {min(seconds):.0f} to {max(seconds):.0f} s")
+    return ", then ".join(told)
 
 
 def in_order(before: Mapping[str, str]) -> list[str]:

@@ -409,15 +409,20 @@ def test_every_pipeline_loads():
     files = [file for file in sorted(RECIPES.rglob("*.y*ml")) if is_pipeline(file)]
     assert [file.name for file in files] == [
         *(f"pipeline-{n}gb.yaml" for n in (12, 16, 24, 8)),
+        *(f"pipeline-ppo-{n}gb.yaml" for n in (12, 16, 24, 8)),
+        "pipeline_ppo_tiny.yaml",
         "pipeline_tiny.yaml",
     ]
     for file in files:
         found = load_pipeline(file)
-        assert [(step.name, step.start) for step in found.steps] == [
-            ("sft", None),
-            ("reward", "sft"),
-            ("dpo", "sft"),
-        ]
+        policies = (
+            [("dpo", "sft", None)]
+            if "ppo" not in file.stem
+            else [("ppo", "sft", "reward"), ("rloo", "sft", "reward")]
+        )
+        told = [(step.name, step.start, step.reward) for step in found.steps]
+        assert told[:2] == [("sft", None, None), ("reward", "sft", None)]
+        assert told[2:] == policies[: len(told) - 2] != []
         sized = file.stem.endswith("gb")
         assert {step.resolved.recipe.model.quantization for step in found.steps} == {
             "nf4" if sized else "auto"
@@ -451,3 +456,15 @@ def test_levers_for_memory_are_those_that_are_left():
         levers("model.gradient_checkpointing=12", "model.quantization=nf4")[0]
         == "model.gradient_checkpointing=on"
     )
+
+
+def test_unusual_settings_of_ppo():
+    def told(*sets: str) -> str:
+        return "\n".join(unusual(load("ppo", sets=list(sets)).recipe))
+
+    assert told("train.epochs=6") == ""  # answers are new each time
+    assert "another policy" in told("ppo.top_p=0.9")
+    assert "another policy" in told("ppo.top_k=20")
+    assert told("ppo.kl=0") == ""
+    assert "nothing keeps the policy" in told("ppo.kl=0", "guards.enabled=false")
+    assert "most tokens will be clipped" in told("ppo.passes=8")

@@ -59,6 +59,46 @@ def test_a_sound_pipeline(written):
     assert (found.score.prompts, found.score.samples) == ("c.jsonl", 2)
 
 
+PPO = """pipeline: rewarded
+model: {name: tiny}
+stages:
+  sft: {data: {path: a.jsonl}}
+  judge: {stage: reward, from: sft, data: {path: b.jsonl}}
+  ppo: {from: sft, reward: judge, data: {path: c.jsonl}}
+"""
+
+
+def test_a_step_names_the_reward_model_that_it_learns_from(written, tmp_path):
+    found = load_pipeline(written(PPO)).step("ppo")
+    assert (found.start, found.reward) == ("sft", "judge")
+    assert found.resolved.recipe.ppo.reward is None
+    (tmp_path / "elsewhere").mkdir()
+    text = PPO.replace("reward: judge", f"reward: {tmp_path / 'elsewhere'}")
+    assert load_pipeline(written(text)).step("ppo").reward == str(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "reward: judge",
+            "reward: juge",
+            "r.yaml:6: ppo learns from juge, which is neither an earlier stage",
+        ),
+        ("reward: judge", "reward: sft", "r.yaml:6: ppo cannot learn from sft: a sft run scores no answers"),
+        (
+            "data: {path: c.jsonl}",
+            "data: {path: c.jsonl}, ppo: {reward: runs/x}",
+            "ppo has both reward and ppo.reward; give one of them",
+        ),
+        ("{from: sft, reward: judge", "{stage: dpo, reward: judge", "reward"),
+    ],
+)
+def test_a_reward_that_does_not_connect_is_told(written, old, new, told):
+    assert old in PPO
+    assert told in mistakes(written(PPO.replace(old, new)))
+
+
 def test_the_score_can_be_changed_from_outside(written):
     found = load_pipeline(written(SOUND), sets=["score.samples=8", "score.prompts=d.jsonl"]).score
     assert found is not None

@@ -1,6 +1,6 @@
 """Values that are allowed but seldom meant (rule LA702), and the defaults that depend on a model's size."""
 
-from lite_align.recipe.schema import DPORecipe, Recipe
+from lite_align.recipe.schema import DPORecipe, PPORecipe, Recipe
 
 _SIZES: dict[str, tuple[tuple[float, dict[str, float]], ...]] = {
     "dpo": (
@@ -33,6 +33,8 @@ def unusual(recipe: Recipe, parameters: int | None = None) -> list[str]:
     lines = [*_unusual_training(recipe), *_unusual_lora(recipe)]
     if isinstance(recipe, DPORecipe):
         lines += _unusual_dpo(recipe, parameters)
+    if isinstance(recipe, PPORecipe):
+        lines += _unusual_ppo(recipe)
     return [f"LA702 {line}" for line in lines]
 
 
@@ -43,7 +45,8 @@ def _unusual_training(recipe: Recipe) -> list[str]:
         lines.append(f"train.batch_size {train.batch_size} is small: steps will be noisy; 16 to 32 is usual")
     if train.batch_size > 128:
         lines.append(f"train.batch_size {train.batch_size} is large for an adapter; 16 to 32 is usual")
-    if train.epochs != "auto" and train.epochs > 3:
+    sampled = isinstance(recipe, PPORecipe)  # the answers to a prompt are new each time
+    if train.epochs != "auto" and train.epochs > 3 and not sampled:
         lines.append(f"train.epochs {train.epochs:g} is many: expect memorised rows; 1 to 3 is usual")
     if train.warmup > 0.5:
         lines.append(f"train.warmup {train.warmup:g} keeps the learning rate low for most of the run")
@@ -76,6 +79,21 @@ def _unusual_dpo(recipe: DPORecipe, parameters: int | None) -> list[str]:
         lines.append(
             f"loss.beta {beta:g} is unusual: 0.1 to 0.5; lower lets the policy drift, higher holds it"
         )
+    return lines
+
+
+def _unusual_ppo(recipe: PPORecipe) -> list[str]:
+    options = recipe.ppo
+    lines: list[str] = []
+    if options.top_p < 1 or options.top_k:
+        lines.append(
+            "ppo.top_p and ppo.top_k below all tokens sample from another policy than the one that learns: the KL and "
+            "the ratios are wrong by that much"
+        )
+    if options.kl == 0 and not recipe.guards.enabled:
+        lines.append("ppo.kl 0 without guards: nothing keeps the policy from hacking the reward")
+    if options.passes > 4:
+        lines.append(f"ppo.passes {options.passes} is many: most tokens will be clipped; 1 to 4 is usual")
     return lines
 
 

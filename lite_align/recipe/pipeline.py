@@ -58,12 +58,14 @@ class Step:
     Attributes:
         name: unique in the pipeline, and the name of its run folder.
         start: the earlier step that it continues, a run folder or an adapter folder, or None.
+        reward: the earlier step, or the run folder, whose reward model it learns from, or None.
         resolved: its recipe; `model.adapter` is filled when the start is known.
     """
 
     name: str
     start: str | None
     resolved: Resolved[Any]
+    reward: str | None = None
 
     @property
     def stage(self) -> str:
@@ -159,6 +161,7 @@ def _step(
         draft.wrong(f"stages.{name}", f"{stage} is not a stage; stage: one of {', '.join(STAGES)} expected")
         return None
     start = own.pop("from", None)
+    reward = own.pop("reward", None) if stage == "ppo" else None
     values = Values(stage)
     lines = draft.document.lines
     parts = {block: part for block, part in shared.items() if block in blocks(stage)}
@@ -172,9 +175,12 @@ def _step(
     draft.problems += values.problems
     if recipe is None or values.problems:
         return None
-    step = Step(name, start if isinstance(start, str) else None, Resolved(recipe, values.provenance))
+    named = [value if isinstance(value, str) else None for value in (start, reward)]
+    step = Step(name, named[0], Resolved(recipe, values.provenance), named[1])
     if start is not None:
         _connect(draft, step, start, earlier)
+    if reward is not None:
+        _connect_reward(draft, step, reward, earlier)
     if not recipe.data.path:
         draft.wrong(f"stages.{name}", f"{name} names no data; set its data.path")
     return step
@@ -192,19 +198,35 @@ def _with_keys_of(stage: str, parts: Mapping[str, object]) -> dict[str, object]:
     return found
 
 
+def _earlier(draft: _Draft, place: str, text: str, named: object, earlier: Sequence[Step]) -> Step | None:
+    """The earlier step of a name; None, with a mistake noted where it is no folder either."""
+    found = next((other for other in earlier if other.name == named), None)
+    if found is None and (not isinstance(named, str) or not Path(named).is_dir()):
+        names = ", ".join(other.name for other in earlier)
+        known = f"; earlier stages: {names}" if names else "; no stage comes before it"
+        draft.wrong(place, f"{text} {named}, which is neither an earlier stage nor a folder{known}")
+    return found
+
+
+def _connect_reward(draft: _Draft, step: Step, reward: object, earlier: Sequence[Step]) -> None:
+    """Note where a step cannot learn from what its `reward` names."""
+    place = f"stages.{step.name}.reward"
+    if step.resolved.recipe.ppo.reward is not None:
+        draft.wrong(place, f"{step.name} has both reward and ppo.reward; give one of them")
+    found = _earlier(draft, place, f"{step.name} learns from", reward, earlier)
+    if found is not None and TRAINS[found.stage] != "reward":
+        draft.wrong(
+            place, f"{step.name} cannot learn from {found.name}: a {found.stage} run scores no answers"
+        )
+
+
 def _connect(draft: _Draft, step: Step, start: object, earlier: Sequence[Step]) -> None:
     """Note where a step cannot continue what its `from` names."""
     place = f"stages.{step.name}.from"
-    names = [other.name for other in earlier]
     if step.resolved.recipe.model.adapter is not None:
         draft.wrong(place, f"{step.name} has both from and model.adapter; give one of them")
-    parent = next((other for other in earlier if other.name == start), None)
+    parent = _earlier(draft, place, f"{step.name} continues", start, earlier)
     if parent is None:
-        if not isinstance(start, str) or not Path(start).is_dir():
-            known = f"; earlier stages: {', '.join(names)}" if names else "; no stage comes before it"
-            draft.wrong(
-                place, f"{step.name} continues {start}, which is neither an earlier stage nor a folder{known}"
-            )
         return
     role = TRAINS[parent.stage]
     if role not in CONTINUES[step.stage]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lite_align.data.render import Renderer
 from lite_align.data.types import Pair, Tree
-from lite_align.errors import LiteAlignError
+from lite_align.errors import DataError, LiteAlignError
 from lite_align.recipe import DataOptions, PairDataOptions, PPORecipe, from_dict
 from lite_align.stages import rows
 from lite_align.stages.pairs import PAIRS
@@ -39,17 +39,17 @@ def read(options: DataOptions, path: str, renderer: Renderer) -> list[tuple[Pair
 
 
 def of_reward_run(source: RewardSource, renderer: Renderer) -> list[Tree]:
-    """The pairs that a reward run held out, if its file is still what it was; none else.
+    """The pairs that a reward run held out.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: its file cannot be read, or is not what it was.
     """
     theirs: Any = from_dict(dict(source.record["recipe"]))
     if theirs.data.held_out_path is not None:
         return [tree for _, tree in read(theirs.data, theirs.data.held_out_path, renderer)]
     found = rows.read(PAIRS, theirs.data, theirs.data.path)
     if found.table.sha256 != source.record["hashes"].get("data"):
-        return []
+        raise DataError(f"{theirs.data.path} has changed since, so nobody knows which pairs it held out.")
     examples = rows.render(PAIRS, found.rows, renderer, theirs.data).examples
     _, held_out = rows.hold_out(PAIRS, examples, theirs.data, theirs.train.seed)
     return [tree for _, tree in held_out]

@@ -5,6 +5,7 @@ of. A stage is skipped while these inputs are the same: its recipe, the contents
 the adapter that it continues.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ from lite_align.errors import UserError
 from lite_align.model import load
 from lite_align.model.backbone import adapter_digest
 from lite_align.model.folder import fingerprint, locate
-from lite_align.recipe import TRAINS, Pipeline, Resolved, Step, to_dict
+from lite_align.recipe import TRAINS, Pipeline, PPOOptions, Resolved, Step, to_dict
 from lite_align.stages import lineage, rows, score, session
 from lite_align.stages.command import CommandOptions
+from lite_align.stages.reward_function import located
 from lite_align.stages.training import procedure_of, train
 from lite_align.train import files
 from lite_align.train.record import RECORD, read_record
@@ -50,12 +52,11 @@ def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
     require_runnable(pipeline)
     folders: dict[str, Path] = {}
     for number, step in enumerate(pipeline.steps, 1):
-        if (
-            command.dry_run
-            and step.start in {earlier.name for earlier in pipeline.steps}
-            and step.start not in folders
-        ):
-            view.section(step.name, f"{number} of {len(pipeline.steps)} · {step.stage}, after {step.start}")
+        names = {earlier.name for earlier in pipeline.steps}
+        missing = [one for one in (step.start, step.reward) if one in names and one not in folders]
+        if command.dry_run and missing:
+            after = " and ".join(map(str, missing))
+            view.section(step.name, f"{number} of {len(pipeline.steps)} · {step.stage}, after {after}")
             continue
         resolved = _started(step, folders)
         digest = inputs(resolved)
@@ -84,7 +85,7 @@ def require_runnable(pipeline: Pipeline) -> None:
         LiteAlignError: of the first stage that could not run.
     """
     for step in pipeline.steps:
-        recipe = step.resolved.recipe
+        recipe = _started(step, {}).recipe
         procedure = procedure_of(recipe)
         procedure.check(recipe)
         read = rows.read(procedure.kind(recipe), recipe.data, recipe.data.path)
@@ -96,13 +97,15 @@ def require_runnable(pipeline: Pipeline) -> None:
 
 
 def _started(step: Step, folders: Mapping[str, Path]) -> Resolved[Any]:
-    """The recipe of a step, with the run folder that it continues filled in."""
-    if step.start is None:
-        return step.resolved
+    """The recipe of a step, with the run folders that it continues and learns from filled in."""
     nested = to_dict(step.resolved.recipe)
-    nested["model"]["adapter"] = str(folders.get(step.start, Path(step.start)))
-    recipe = type(step.resolved.recipe).model_validate(nested)
-    return Resolved(recipe, {**step.resolved.provenance, "model.adapter": f"from {step.start}"})
+    provenance = dict(step.resolved.provenance)
+    for key, named in (("model.adapter", step.start), ("ppo.reward", step.reward)):
+        if named is not None:
+            block, _, name = key.partition(".")
+            nested[block][name] = str(folders.get(named, Path(named)))
+            provenance[key] = f"from {named}"
+    return Resolved(type(step.resolved.recipe).model_validate(nested), provenance)
 
 
 def inputs(resolved: Resolved[Any]) -> str:
@@ -111,11 +114,9 @@ def inputs(resolved: Resolved[Any]) -> str:
     nested = to_dict(recipe)
     start = recipe.model.adapter
     if start is not None:
-        folder = Path(start)
-        record = folder / RECORD
-        if record.exists():
-            folder = folder / "adapters" / TRAINS.get(str(read_record(folder)["stage"]), "policy")
-        nested["model"]["adapter"] = adapter_digest(folder)
+        nested["model"]["adapter"] = adapter_digest(_adapter_of(Path(start)))
+    if recipe.stage == "ppo":
+        nested["ppo"] |= _inputs_of_ppo(recipe.ppo)
     choice = load.choose(recipe.model, device=session.device())
     if not (start is not None and recipe.model.name == "auto"):  # then the base is the parent's
         nested["model"]["name"] = fingerprint(locate(choice.name, recipe.model.revision))
@@ -123,6 +124,26 @@ def inputs(resolved: Resolved[Any]) -> str:
         if nested["data"][name]:
             nested["data"][name] = sources.read(nested["data"][name], skip_bad=recipe.data.skip_bad).sha256
     return score.digest_of(nested)
+
+
+def _adapter_of(folder: Path) -> Path:
+    """The adapter that a run folder left, or the folder itself if it is an adapter's."""
+    if not (folder / RECORD).exists():
+        return folder
+    return folder / "adapters" / TRAINS.get(str(read_record(folder)["stage"]), "policy")
+
+
+def _inputs_of_ppo(options: PPOOptions) -> dict[str, str]:
+    """Contents of the reward model, of the file of the reward function, and of the held-out pairs."""
+    found: dict[str, str] = {}
+    if options.reward is not None:
+        found["reward"] = adapter_digest(_adapter_of(Path(options.reward)))
+    if options.reward_fn is not None:
+        path, name = located(options.reward_fn)
+        found["reward_fn"] = f"{hashlib.sha256(path.read_bytes()).hexdigest()}:{name}"
+    if options.pairs is not None:
+        found["pairs"] = sources.read(options.pairs).sha256
+    return found
 
 
 def find(root: Path, name: str, digest: str) -> Place:

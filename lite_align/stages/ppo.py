@@ -45,8 +45,8 @@ class AnswerBatch:
 
     @property
     def keys(self) -> tuple[int, ...]:
-        """Numbers of the answers in the round."""
-        return self.answers
+        """Numbers of the prompts in the round: the answers to one are never divided, so that it is the example."""
+        return self.forest.keys
 
     @property
     def tokens(self) -> int:
@@ -102,7 +102,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         self.start_rows: list[dict[str, Any]] = []
         self.start_preference: list[float] = []
         self.start_difference = 0.0
-        self._round = -1
+        self._round = self._measured = -1
         self._rollout: Rollout | None = None
         self._columns: Columns | None = None
         self._stopped = False
@@ -169,7 +169,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         apart = require_right_kl(rollout, number, self.backbone.dtype)
         if number == 0:
             self.start_difference = apart
-        if number == 0 and not bool(self._columns.advantages.any()):
+        if number == 0 and (len(set(rollout.scores)) == 1 or not bool(self._columns.advantages.any())):
             raise TrainingStopped(
                 "All answers of the first round have the same reward: there is nothing to learn from.",
                 details=[f"{name}: {values[0]}" for name, values in rollout.sources.items()],
@@ -200,9 +200,10 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         rollout = self._rollout
         assert rollout is not None
         self._first = index == 0
-        if index and self._moved_too_far():
+        if index and self._measured == step - 1 and self._moved_too_far():
             self._stopped = True
         self._clear()
+        self._measured = step
         answers = self.minibatch(number, index)
         weight = float(self._kept_tokens(answers))
         if self._stopped or not weight or not self._teaches(answers, number):
@@ -298,7 +299,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
 
     def _moved_too_far(self) -> bool:
         limit = self.options.update_kl
-        return self._stopped or (limit is not None and float(self._kl) > 1.5 * limit * float(self._tokens))
+        return limit is not None and float(self._kl) > 1.5 * limit * float(self._tokens)
 
     def _require_start(self, ratios: Tensor) -> None:
         """Stop where the first minibatch of a round does not begin at the policy that sampled (LA601)."""
@@ -327,7 +328,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         self.guards = Guards(self.recipe.guards, measured, self.options.target_kl)
         self.start_rows = self.held_out.rows()
         self.start_preference = list(measured.by_prompt.get("preference", ()))
-        return dict(measured.metrics)
+        return _of_held_out(measured)
 
     def evaluate(self) -> dict[str, float]:
         """Figures on held-out prompts; what the guards see is told, and done as the recipe says."""
@@ -342,7 +343,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             self._act(tripped)
         if self.guards.good == step:
             self.good = self.backbone.adapter_tensors(self.role)
-        return {name: value for name, value in measured.metrics.items() if name not in _OF_TRAINING}
+        return _of_held_out(measured)
 
     def _look(self, step: int, advance: Callable[[int], None] | None = None) -> Measured | None:
         if not self.held_out.asked:
@@ -435,3 +436,7 @@ def value_head(backbone: Backbone, recipe: PPORecipe) -> ValueHead | None:
     kind = Kind.PROBE if recipe.ppo.value == "reward" else Kind.LINEAR
     size = backbone.model.config.get_text_config().hidden_size
     return ValueHead(kind, size, seed=recipe.train.seed, device=backbone.device)
+
+
+def _of_held_out(measured: Measured) -> dict[str, float]:
+    return {name: value for name, value in measured.metrics.items() if name not in _OF_TRAINING}

@@ -110,6 +110,7 @@ def amount_of(
         steps=steps,
         has_reference=procedure.has_reference,
         scores_mismatched=procedure.scores_mismatched,
+        forward_passes=procedure.forward_passes(recipe),
     )
 
 

@@ -101,6 +101,10 @@ class Procedure(ABC, Generic[RowT]):
         """Optimiser steps of the run."""
         return session.total_steps(recipe, examples)
 
+    def forward_passes(self, recipe: Any) -> float:
+        """Passes without gradients over an example for each one with gradients, for the forecast of time."""
+        return 0.0
+
     def count(self, recipe: Any, examples: int) -> int:
         """What one epoch works on, where `train.batch_size` does not count rows."""
         return examples

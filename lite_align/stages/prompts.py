@@ -35,8 +35,9 @@ def prompts(max_new_tokens: int) -> Kind[Prompt]:
 
         assert options.max_length != "auto"
         written = renderer.conversation((Message("user", "Hi"),), (_ANSWER,))
-        room = options.max_length - max_new_tokens + sum(written.trained)
-        if room <= len(written.ids):
+        after = len(written.ids) - written.trained.index(True)  # of the answer that is cut off again
+        room = options.max_length - max_new_tokens + after
+        if room < len(written.ids):
             raise RecipeError(
                 f"ppo.max_new_tokens {max_new_tokens:,} leaves no room for a prompt in data.max_length "
                 f"{options.max_length:,}",

@@ -45,6 +45,7 @@ class Amount:
         has_reference: whether all trees go through the reference once.
         scores_mismatched: whether every step scores as many mismatched answers too, without gradients, and so does the
             reference.
+        forward_passes: passes without gradients over an example for each one with gradients (sampling and scoring).
     """
 
     train: Sequence[flops.Work]
@@ -55,6 +56,7 @@ class Amount:
     evaluations: int
     has_reference: bool
     scores_mismatched: bool = False
+    forward_passes: float = 0.0
 
     @classmethod
     def of(
@@ -67,13 +69,15 @@ class Amount:
         steps: int,
         has_reference: bool,
         scores_mismatched: bool = False,
+        forward_passes: float = 0.0,
     ) -> "Amount":
         """What a run works on: its trees as they are computed, which hold so many training examples."""
         every = options.eval_steps
         assert every != "auto"
         evaluations = -(-steps // (every or steps))
         works = ([work_of(tree) for tree in train], [work_of(tree) for tree in held_out])
-        return cls(*works, examples, options.batch_size, steps, evaluations, has_reference, scores_mismatched)
+        flags = (has_reference, scores_mismatched, forward_passes)
+        return cls(*works, examples, options.batch_size, steps, evaluations, *flags)
 
     @property
     def longest(self) -> int:
@@ -243,6 +247,7 @@ def seconds(size: Sizes, layout: Layout, amount: Amount, rate: Rate) -> float:
     if amount.has_reference:
         operations += flops.forward(size, train + held_out, rank=0)
     operations += amount.evaluations * flops.forward(size, held_out, rank=rank)
+    operations += amount.epochs * amount.forward_passes * flops.forward(size, train, rank=rank)
     if amount.scores_mismatched:
         operations += amount.epochs * (
             flops.forward(size, train, rank=rank) + flops.forward(size, train, rank=0)
@@ -253,6 +258,7 @@ def seconds(size: Sizes, layout: Layout, amount: Amount, rate: Rate) -> float:
     evaluated = amount.evaluations * held_out.tokens
     if amount.scores_mismatched:
         evaluated += 2 * amount.epochs * train.tokens + evaluated
+    evaluated += amount.forward_passes * amount.epochs * train.tokens
     without_gradient = (once + evaluated) / layout.tokens
     unpacked = passes * (2 + layout.recomputed / size.layers) + without_gradient
     return operations / rate.operations / SHARE[layout.device] + unpacked * rate.unpacking

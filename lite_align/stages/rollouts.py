@@ -205,8 +205,8 @@ class Collector:
         while isinstance(found := attempt(drawn), Shortage):
             longest = max(len(one.ids) for one in asked) + options.max_new_tokens
             size = Size(self.at_once * longest, self.at_once)
-            self.at_once = max(1, self.at_once // 2)
-            self.budget.lower(found, "the sampling of answers", [size])
+            self.budget.apart(size.tokens).lower(found, "the sampling of answers", [size])
+            self.at_once //= 2
         return [answer for answers in found for answer in answers]
 
     # 2. Score.

@@ -119,6 +119,10 @@ class PPOProcedure(Procedure[Prompt]):
         """Answers in one epoch."""
         return examples * samples_of(recipe.ppo)
 
+    def forward_passes(self, recipe: PPORecipe) -> float:
+        """Sampling, and scoring under policy, reference and reward model, once for all passes over an answer."""
+        return (3 + (recipe.ppo.reward is not None)) / recipe.ppo.passes
+
     def trees(self, recipe: PPORecipe, examples: Sequence[tuple[Prompt, Tree]]) -> list[Tree]:
         """The prompts with answers of the greatest length, for the plan."""
         answer = Leaf((0,) * recipe.ppo.max_new_tokens, (True,) * recipe.ppo.max_new_tokens)

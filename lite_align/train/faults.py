@@ -154,6 +154,10 @@ class TokenBudget:
         self.tokens = tokens
         self._tell(lowered)
 
+    def apart(self, tokens: int) -> "TokenBudget":
+        """A budget of so many tokens for passes of another kind, with the same listener and advice."""
+        return TokenBudget(tokens, tell=self._tell, levers=self._levers)
+
     def state(self) -> dict[str, int]:
         """The budget for a checkpoint."""
         return {"planned": self.planned, "tokens": self.tokens}

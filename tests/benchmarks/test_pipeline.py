@@ -23,8 +23,8 @@ def runs() -> list[dict]:
         "reward": {"accuracy": 0.74, "longer_wins": 0.41, "pairs": 65},
     }
     return [
-        {"seed": 1, "seconds": 60.0, "rows": first, **shared},
-        {"seed": 2, "seconds": 70.0, "rows": second, **shared},
+        {"seed": 1, "seconds": {"tiny": 60.0}, "rows": first, **shared},
+        {"seed": 2, "seconds": {"tiny": 70.0}, "rows": second, **shared},
     ]
 
 
@@ -52,7 +52,7 @@ def test_the_section_shows_every_seed(tmp_path: Path):
     assert "| prompts | base | sft | dpo | sft − base [95 %] | dpo − sft [95 %] |" in text
     assert "seeds 1, 2" in text
     assert "+0.200, +0.400" in text
-    assert "60 to 70 s on a CPU" in text
+    assert "tiny took 60 to 70 s on a CPU" in text
 
 
 def test_figures_of_a_run_are_read_from_its_folder(tmp_path: Path):
@@ -62,3 +62,21 @@ def test_figures_of_a_run_are_read_from_its_folder(tmp_path: Path):
     ]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert pipeline.held_out_loss(tmp_path) == pytest.approx({"before": 0.2, "after": 0.125})
+
+
+def test_two_pipelines_give_one_row_a_prompt():
+    first = [{"prompt": "a", "base": 0.1, "sft": 0.2, "dpo": 0.6}]
+    second = [{"prompt": "a", "base": 0.1, "sft": 0.2, "ppo": 0.7}]
+    assert pipeline.joined([first, second]) == [{**first[0], "ppo": 0.7}]
+    with pytest.raises(AssertionError, match="scored differently"):
+        pipeline.joined([first, [{**second[0], "sft": 0.3}]])
+
+
+def test_what_rewards_did_is_told_with_budget_and_guards():
+    end = {"kl": 1.25, "target_kl": 3.0, "tokens": {"before": 27.0, "after": 20.0}, "guards": 1}
+    found = [{**one, "policies": {"ppo": end}} for one in runs()]
+    assert pipeline.after(found) == [
+        "ppo: KL 1.25, 1.25 nats an answer (budget 3), answers of 20.0 tokens, before 27.0; guards tripped 2 times.",
+        "",
+    ]
+    assert pipeline.after(runs()) == []

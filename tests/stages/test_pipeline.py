@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lite_align.errors import UserError
 from lite_align.model.backbone import adapter_digest
 from lite_align.recipe import load, load_pipeline
-from lite_align.stages import answers, pipeline, training
+from lite_align.stages import answers, pipeline, reload, training
 from lite_align.stages.command import CommandOptions
 from lite_align.train import fit
 from lite_align.train.record import read_record
@@ -132,6 +132,49 @@ def test_a_dry_run_writes_nothing_and_names_what_comes_later(recipe):
     root, told = run(recipe, dry_run=True)
     assert not root.exists()
     assert "2 of 2 · dpo, after first" in told
+
+
+REWARDED = """
+pipeline: rewarded
+model: {{name: {model}}}
+train: {{max_steps: 2, save_steps: 1, eval_steps: 0, learning_rate: 0.01}}
+stages:
+  reward: {{train: {{batch_size: 4}}, data: {{path: {data}, held_out: 0.25}}}}
+  ppo:
+    reward: reward
+    train: {{batch_size: 4}}
+    data: {{path: {prompts}, held_out: 0.25}}
+    ppo: {{rollouts: 8, passes: 1, max_new_tokens: 4, force: true}}
+"""
+
+
+@pytest.fixture
+def rewarded(tiny_llama, tmp_path) -> Path:
+    rows = small.rows(16)
+    data = small.write(tmp_path / "rows.jsonl", rows)
+    prompts = small.write(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    file = tmp_path / "rewarded.yaml"
+    file.write_text(REWARDED.format(model=tiny_llama, data=data, prompts=prompts))
+    return file
+
+
+def test_a_step_learns_from_the_reward_model_of_another(rewarded, monkeypatch):
+    monkeypatch.setattr(reload, "fresh", lambda *_: None)
+    root, told = run(rewarded, dry_run=True)
+    assert "2 of 2 · ppo, after reward" in told
+    root, told = run(rewarded)
+    record = read_record(root / "ppo")
+    assert record["status"] == "finished"
+    assert record["recipe"]["ppo"]["reward"] == str(root / "reward")
+    assert record["reward_model"]["adapter"] == adapter_digest(root / "reward" / "adapters" / "reward")
+    before = times(root)
+    _, told = run(rewarded)
+    assert told.count("unchanged, skipped") == 2
+    assert times(root) == before
+    # Another reward model is another input.
+    _, told = run(rewarded, "reward.train.seed=7")
+    assert told.count("unchanged, skipped") == 0
+    assert (root / "ppo-0002").is_dir()
 
 
 def test_json_is_one_record_of_all_stages_at_the_end(recipe):
