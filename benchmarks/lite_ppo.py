@@ -28,11 +28,12 @@ OWN = {
     "ppo.value": "reward",
     "ppo.kl_in": "reward",
     "ppo.kl_horizon": 25 * ROLLOUTS,
-    "ppo.update_kl": None,
     "ppo.value_learning_rate": PPO_RATE,
     "train.learning_rate": PPO_RATE,
 }
-"""Settings of both sides; no step is skipped, however far the policy moves."""
+"""Settings of both sides."""
+NO_EARLY_END = "ppo.update_kl=null"
+"""No step is skipped, however far the policy moves."""
 
 
 def side(precision: str, sets: Sequence[str] = ()) -> Side:
@@ -42,7 +43,7 @@ def side(precision: str, sets: Sequence[str] = ()) -> Side:
 
 def resolve(work: Work, precision: str, sets: Sequence[str], own: dict[str, Any] = OWN) -> PPORecipe:
     """The recipe of the work, with nothing left to decide."""
-    return lite.resolve_stage("ppo", work, precision, sets, own)
+    return lite.resolve_stage("ppo", work, precision, [NO_EARLY_END, *sets], own)
 
 
 def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:

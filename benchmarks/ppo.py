@@ -37,7 +37,7 @@ def sides(precision: str, sets: Sequence[str]) -> dict[str, Side]:
     return {LITE: lite_ppo.side(precision, sets), **opponent_ppo.sides(precision)}
 
 
-BENCHMARK = Benchmark("episode", RESULT, CASES, TOY, sides, work_of, parts=PARTS)
+BENCHMARK = Benchmark("answer", RESULT, CASES, TOY, sides, work_of, parts=PARTS)
 
 if __name__ == "__main__":
     cases.main(BENCHMARK, __doc__)
