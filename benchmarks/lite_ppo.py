@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lite_align.recipe import PPORecipe
 from lite_align.stages import rows
 from lite_align.stages.held_out import HeldOut
 from lite_align.stages.ppo import PPO
-from lite_align.stages.rollouts import Asked, Collector, ModelReward
+from lite_align.stages.rollouts import MODEL, Asked, Collector, ModelReward, Rollout
 from lite_align.stages.train_ppo import PPOProcedure
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget
@@ -69,6 +70,7 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
         budget=budget,
         share_prompts=recipe.speed.share_prompts,
     )
+    collector.score = stopped(collector.score)
     stage = PPO(backbone, recipe, asked, collector, HeldOut([], [], None, 0), budget=budget)
     # The order of the file, so that both sides have the same prompts in the same round.
     together = stage.prompts_per_round
@@ -83,6 +85,16 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
         others=stage.groups(),
     )
     return stage, engine
+
+
+def stopped(score: Callable[..., Rollout]) -> Callable[..., Rollout]:
+    """As if every answer had stopped: random weights do not, and all would have the score of a missing stop."""
+
+    def scored(*args: Any, **kwargs: Any) -> Rollout:
+        rollout = score(*args, **kwargs)
+        return replace(rollout, scores=tuple(rollout.sources[MODEL]))
+
+    return scored
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ FLAGS = {
     "gradient_checkpointing": Flag(False, "nothing is computed twice; the memory is there"),
     "generation_rows": Flag(ROLLOUTS, "all prompts of a round in one batch: fewest passes"),
     "use_cache": Flag(True, "in generation each token is computed once"),
+    "last_by_index": Flag(True, "of a slice, a CPU would multiply each prompt with a copy of the head"),
     "answers_alone": Flag(True, "the head sees the answers, not the prompts (logits_to_keep)"),
     "sorted_by_length": Flag(True, "prompts of like length stand in one minibatch: least padding"),
     "forward_rows": Flag(BATCH, "more rows without gradients would hold more logits and gain no time"),
@@ -118,6 +119,7 @@ def sample(model: nn.Module, prompts: Sequence[Sequence[int]], stop: int, settin
         eos_token_id=stop,
         pad_token_id=0,
         use_cache=FLAGS["use_cache"].value,
+        logits_to_keep=torch.tensor([-1]) if FLAGS["last_by_index"].value else 1,
     )
     answers = [until(row, stop) for row in output[:, longest:].tolist()]
     return Rollout(prompts, answers, range(len(prompts)))
@@ -170,13 +172,17 @@ def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
     held = machine.resident_bytes()
     machine.reset_peak()
     torch.manual_seed(42)
-    # Nothing is skipped on either side, however far the policy moves.
-    own = Settings(learning_rate=PPO_RATE, value_learning_rate=PPO_RATE, stop_ids=(stop,), update_kl=None)
+    models = four_models(variant, work.model)
+    own = Settings(
+        learning_rate=PPO_RATE,
+        value_learning_rate=PPO_RATE,
+        # As if every answer had stopped: random weights do not, and all would have the score of a missing stop.
+        stop_ids=range(models.policy.config.vocab_size),
+        # Nothing is skipped, however far the policy moves.
+        update_kl=None,
+    )
     trainer = PlainPPO(
-        four_models(variant, work.model),
-        own,
-        precision=partial(precision, variant),
-        forward_rows=FLAGS["forward_rows"].value,
+        models, own, precision=partial(precision, variant), forward_rows=FLAGS["forward_rows"].value
     )
     rounds, tokens = [], 0
     for start in range(0, len(prompts), ROLLOUTS):

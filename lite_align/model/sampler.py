@@ -21,6 +21,12 @@ from lite_align.errors import ModelError
 from lite_align.model.generate import cut, evaluating
 from lite_align.model.replay import Runner, runner_of
 
+PREFILL_TOKENS = {"cpu": 2048}
+"""Tokens of a pass over prompts, padding included; more of them hold more activations and gain no time."""
+
+MOST_PREFILL_TOKENS = 16384
+"""On any other device."""
+
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -162,6 +168,17 @@ def _parts(lengths: Sequence[int], samples: int, batch_size: int) -> Iterator[_P
             yield _Part(tuple(order[start : start + together]), numbers)
 
 
+def _passes(lengths: Sequence[int], budget: int) -> Iterator[range]:
+    """Neighbouring rows that are run together: so many that they fit the budget, padded to their longest."""
+    start, longest = 0, 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > start and longest * (row + 1 - start) > budget:
+            yield range(start, row)
+            start, longest = row, length
+    yield range(start, len(lengths))
+
+
 def _check(model: PreTrainedModel) -> None:
     kinds = set(model.config.get_text_config().to_dict().get("layer_types") or ())
     if model._is_stateful or kinds - _KNOWN_LAYERS:
@@ -175,6 +192,7 @@ class _View:
     """What a pass sees of the cache: its rows, its first slots, and the slots that it fills."""
 
     def __init__(self, slots: Tensor) -> None:
+        self.first = 0
         self.rows = 0
         self.visible = 0
         self.slots = slots
@@ -205,7 +223,7 @@ class _Layer(CacheLayerMixin):
         view, seen = self._view, []
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
             assert kept is not None
-            part = kept[: view.rows, :, : view.visible]
+            part = kept[view.first : view.first + view.rows, :, : view.visible]
             part.index_copy_(2, view.slots, new)
             seen.append(part)
         return seen[0], seen[1]
@@ -263,32 +281,48 @@ class _Decoder:
         self.turn = torch.zeros(1, dtype=torch.long, device=device)
 
     def prefill(self, prompts: Sequence[Sequence[int]], times: int, pad_id: int) -> None:
-        """Run prompts once, repeat what is known of them so many times, and keep the logits of their last tokens."""
+        """Run prompts once, repeat what is known of them so many times, and keep the logits of their last tokens.
+
+        Prompts of like length, the shortest first, share a pass and its padding.
+        """
         longest = max(map(len, prompts))
-        ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        slots = torch.arange(longest, device=self.device)
-        positions = slots - (longest - lengths)[:, None]
-        view = self.view
-        view.rows, view.visible, view.slots = len(prompts), longest, slots
-        output = self.model(
-            input_ids=torch.tensor(ids, device=self.device),
-            attention_mask=positions >= 0,
-            position_ids=positions.clamp_min(0),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        known = torch.arange(longest, device=self.device) >= (longest - lengths)[:, None]
+        budget = PREFILL_TOKENS.get(self.device.type, MOST_PREFILL_TOKENS)
+        parts = list(_passes([len(prompt) for prompt in prompts], budget))
+        logits = torch.cat([self._prefill(prompts, part, known, pad_id) for part in parts])
         rows = torch.arange(len(prompts), device=self.device).repeat_interleave(times)
         for layer in self.layers:
             layer.select(rows)
-        view.rows, view.slots = len(rows), self.slot
+        view = self.view
+        view.first, view.rows, view.slots = 0, len(rows), self.slot
         self.slot.fill_(longest)
         self.seen.fill_(True)
-        self.seen[: len(rows), :longest] = (positions >= 0)[rows]
+        self.seen[: len(rows), :longest] = known[rows]
         self.positions[: len(rows)] = lengths[rows]
-        self._logits = output.logits[:, -1][rows]
+        self._logits = logits[rows]
         self._filled = longest
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], part: range, known: Tensor, pad_id: int) -> Tensor:
+        """Run some of the prompts, which end in the same slot as all others, and return their last logits."""
+        longest = known.shape[1]
+        own = max(len(prompts[row]) for row in part)
+        ids = [[pad_id] * (own - len(prompts[row])) + list(prompts[row]) for row in part]
+        attended = known[part.start : part.stop]
+        view = self.view
+        view.first, view.rows, view.visible = part.start, len(part), longest
+        view.slots = torch.arange(longest - own, longest, device=self.device)
+        output = self.model(
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=attended,
+            # An index, as it copies: of a slice, whose rows do not lie end to end, torch's linear on the CPU multiplies
+            # each row with a copy of the head of its own (torch 2.13).
+            logits_to_keep=torch.tensor([own - 1], device=self.device),
+            position_ids=(attended.cumsum(1) - 1).clamp_min(0)[:, longest - own :],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
 
     def finish(self, drawn: Tensor, advance: Callable[[int], None]) -> list[Sampled]:
         """Sample to the end, with (R, N) uniforms; the answers come in the order of the rows."""

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from lite_align.errors import ModelError
+from lite_align.model import sampler
 from lite_align.model.generate import generate
 from lite_align.model.replay import Eager, Replayed, Runner, Step
 from lite_align.model.sampler import Choice, Sampled, sample, uniforms
@@ -267,6 +268,34 @@ def test_a_prompt_is_computed_once_for_all_its_answers(plain: PreTrainedModel):
     hook.remove()
     assert shapes == [(1, 7), (3, 1), (1, 7), (2, 1)]
     assert len(groups[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "expected"),
+    [
+        ([2, 3, 3, 8], 100, [range(0, 4)]),
+        ([2, 3, 3, 8], 9, [range(0, 3), range(3, 4)]),
+        ([2, 3, 3, 8], 8, [range(0, 2), range(2, 3), range(3, 4)]),
+        ([5, 2, 2], 10, [range(0, 2), range(2, 3)]),
+        ([4], 1, [range(0, 1)]),
+    ],
+)
+def test_prompts_of_like_length_share_a_pass(lengths: list[int], budget: int, expected: list[range]):
+    assert list(sampler._passes(lengths, budget)) == expected
+
+
+def test_passes_over_prompts_change_no_answer(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch):
+    def drawn() -> list[list[Sampled]]:
+        return sample(model, PROMPTS, samples=2, stop_ids=STOPS, max_new_tokens=12, temperature=2, seed=3)
+
+    whole = drawn()
+    for budget in (1, 12):
+        monkeypatch.setitem(sampler.PREFILL_TOKENS, "cpu", budget)
+        found = drawn()
+        assert ids(found) == ids(whole)
+        for group, before in zip(found, whole, strict=True):
+            for one, other in zip(group, before, strict=True):
+                assert one.logps == pytest.approx(other.logps, abs=1e-4)
 
 
 def test_only_the_last_logits_of_a_prompt_are_computed(plain: PreTrainedModel):
