@@ -165,6 +165,7 @@ PPO_SETTINGS = {
     "ppo.rollouts": 8,
     "ppo.max_new_tokens": 10,
     "ppo.update_kl": 100.0,
+    "train.learning_rate": 2e-3,
     "train.batch_size": 4,
     "train.tokens_per_microbatch": 160,
     "train.max_steps": 12,  # three rounds of two passes of two minibatches
