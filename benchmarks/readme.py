@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import figure, pipeline, record, reward_ablation, tables
+from benchmarks import figure, pipeline, record, reward_ablation, tables, value_heads
 from benchmarks.gpu import tables as gpu_tables
 from lite_align.data.formats import FORMATS
 from lite_align.losses.catalogue import markdown_table
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu": lambda: gpu_tables.section(record.RESULTS),
     "pipeline": pipeline.section,
     "reward-ablation": reward_ablation.section,
+    "value-heads": value_heads.section,
     "losses": markdown_table,
     "formats": formats_table,
 }

@@ -89,8 +89,9 @@ def section(folder: Path = record.RESULTS) -> str:
             seeds = measured.get(f"{place}, {start}", {}).get("seeds", {})
             values = [told([run[key] for run in seeds.values()]) for key in FIGURES]
             lines.append(f"| {place} | {start} | {' | '.join(values)} |")
+    most = max((len(cell["seeds"]) for cell in measured.values()), default=0)
     note = [
-        f"`python -m benchmarks.reward_ablation` on `tiny`: {len(SEEDS)} seeds, mean (least–most); chance is 0.5, "
+        f"`python -m benchmarks.reward_ablation` on `tiny`: {most} seeds, mean (least–most); chance is 0.5, "
         "and a loss of 0.693. Probes: share of texts without value that score below the chosen answer."
     ]
     return "\n".join([*note, "", *lines]) + "\n"
