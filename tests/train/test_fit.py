@@ -26,7 +26,7 @@ from lite_align.recipe import TrainOptions
 from lite_align.train import checkpoint, files
 from lite_align.train.engine import Engine, Loss, Window
 from lite_align.train.faults import Lowered, TokenBudget
-from lite_align.train.fit import METER_STEPS, Cadence, Clock, due, fit, restore, tell_lowered, progress_fields
+from lite_align.train.fit import METER_STEPS, Cadence, Clock, due, fit, progress_fields, restore, tell_lowered
 from lite_align.train.record import read_metrics, read_record
 from lite_align.train.run import Run
 from lite_align.view import View
