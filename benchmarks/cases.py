@@ -47,6 +47,7 @@ class Benchmark:
         toy: cases for the tests: small enough to be over at once, and too small to compare anything.
         sides: all sides for a precision and `key=value` settings of our recipe.
         work: makes model and rows of a case in a folder.
+        parts: names of what the seconds are made of, where a side tells.
     """
 
     noun: str
@@ -55,6 +56,7 @@ class Benchmark:
     toy: Mapping[str, Case]
     sides: Callable[[str, Sequence[str]], dict[str, Side]]
     work: Callable[[Path, Case], Work]
+    parts: tuple[str, ...] = ()
 
 
 def measure(
@@ -82,9 +84,9 @@ def verdict(value: float, wanted: float, *, least: bool) -> str:
     return f"{wanted:g} wanted: missed by {abs(value - wanted):.2f}"
 
 
-def told(name: str, case: Case, measured: dict[str, Any], noun: str) -> list[str]:
+def told(name: str, case: Case, measured: dict[str, Any], benchmark: Benchmark) -> list[str]:
     """Lines for a person: every side, the ratios, and whether they are what is to be reached."""
-    lines = []
+    lines, noun = [], benchmark.noun
     for epochs, result in measured["epochs"].items():
         sides = result["sides"]
         lines.append(
@@ -94,8 +96,14 @@ def told(name: str, case: Case, measured: dict[str, Any], noun: str) -> list[str
             seconds, memory = figures["seconds_per_example"], figures["memory"]["median"]
             lines.append(
                 f"  {side:40s} {seconds['median']:.3f} CPU s/{noun} ({seconds['low']:.3f} to {seconds['high']:.3f})"
-                f"  {memory / 2**20:7,.0f} MiB  {figures['tokens_per_example']['median']:.0f} tokens a {noun}"
+                f"  {memory / 2**20:7,.0f} MiB  {figures['tokens_per_example']['median']:.0f} tokens each"
             )
+            if benchmark.parts:
+                shares = ", ".join(
+                    f"{part} {figures[f'{part}_seconds_per_example']['median']:.3f}"
+                    for part in benchmark.parts
+                )
+                lines.append(f"  {'':40s} {shares}")
         ratio = compare(sides, LITE, opponents(sides))
         lines.append(f"  against {ratio.against}:")
         lines.append(f"  speed  {ratio.speed:.2f}x  ({verdict(ratio.speed, case.speed, least=True)})")
@@ -130,6 +138,6 @@ def main(benchmark: Benchmark, about: str | None) -> None:
         work = replace(benchmark.work(args.folder, case), threads=args.threads)
         sides = benchmark.sides(case.precision, args.sets)
         measured = measure(work, sides, case.epochs, args.repeats, args.sets)
-        print("\n".join(told(name, case, measured, benchmark.noun)), flush=True)
+        print("\n".join(told(name, case, measured, benchmark)), flush=True)
         if out is not None:
             record.add(out, name, measured)

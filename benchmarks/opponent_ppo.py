@@ -19,11 +19,8 @@ from torch import nn
 from benchmarks import machine, opponent, workload
 from benchmarks.opponent import VARIANTS, Flag, Variant
 from benchmarks.plain_ppo import Models, PlainPPO, Rollout, Settings
-from benchmarks.sides import Side, Work
-from benchmarks.workload import ALPHA, BATCH, RANK, RATE
-
-ROLLOUTS, PASSES, NEW_TOKENS = 32, 2, 64
-"""Episodes a round, passes over them, and tokens of an answer: of both sides."""
+from benchmarks.sides import Side, Work, parts
+from benchmarks.workload import ALPHA, BATCH, NEW_TOKENS, PASSES, PPO_RATE, RANK, ROLLOUTS
 
 FLAGS = {
     "attn_implementation": Flag(
@@ -155,23 +152,11 @@ def minibatches(rollout: Rollout) -> list[range]:
     ]
 
 
-PARTS = ("generate", "score", "learn")
-
-
-def shared_out(rounds: Sequence[dict[str, float]], episodes: int) -> dict[str, float]:
-    """CPU seconds an episode of each part and of all, from rounds of so many episodes; the first one warms up."""
-    warm = rounds[1:]
-    assert warm, "one round alone cannot be measured: more prompts are needed"
-    each = {part: sum(found[part] for found in warm) / (len(warm) * episodes) for part in PARTS}
-    return {
-        "seconds_per_example": sum(each.values()),
-        **{f"{part}_seconds_per_example": seconds for part, seconds in each.items()},
-    }
-
-
 def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
     """Rounds over all prompts: CPU seconds an episode by part, and memory at the peak above the start."""
+    import peft  # noqa: F401  what is imported is counted on neither side
     import transformers
+    import transformers.models.llama.modeling_llama
 
     transformers.logging.set_verbosity_error()
     variant = Variant(**settings)
@@ -182,10 +167,11 @@ def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
             for start in range(0, len(prompts), ROLLOUTS)
             for prompt in sorted(prompts[start : start + ROLLOUTS], key=len)
         ]
-    before = machine.resident_bytes()
+    held = machine.resident_bytes()
     machine.reset_peak()
     torch.manual_seed(42)
-    own = Settings(learning_rate=RATE, value_learning_rate=RATE, stop_ids=(stop,))
+    # Nothing is skipped on either side, however far the policy moves.
+    own = Settings(learning_rate=PPO_RATE, value_learning_rate=PPO_RATE, stop_ids=(stop,), update_kl=None)
     trainer = PlainPPO(
         four_models(variant, work.model),
         own,
@@ -202,10 +188,10 @@ def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
         clock.append(time.process_time())
         trainer.learn(experience, minibatches(rollout))
         clock.append(time.process_time())
-        rounds.append({part: stop - start for part, start, stop in zip(PARTS, clock, clock[1:])})
+        rounds.append([after - before for before, after in zip(clock, clock[1:])])
         tokens += sum(map(len, rollout.answers))
     return {
-        **shared_out(rounds, ROLLOUTS),
+        **parts(rounds, ROLLOUTS),
         "tokens_per_example": tokens / len(prompts),
-        "memory": machine.peak_bytes() - before,
+        "memory": machine.peak_bytes() - held,
     }

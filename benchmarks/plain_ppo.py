@@ -1,12 +1,10 @@
 """A plain PPO of four models, from transformers, peft and torch alone: opponent of the benchmark, oracle of a test.
 
-It is written from the papers and shares nothing with lite_align: rows are padded, each role is a model of its own,
-and log-probs come from the whole logits. Speed is what the common libraries offer; `opponent_ppo` has the settings.
+It is written from the papers (`plain_losses` names them) and shares nothing with lite_align: rows are padded, each
+role is a model of its own, and log-probs come from whole logits. Speed is what the common libraries offer;
+`opponent_ppo` has the settings.
 
 Shape letters: N episodes, T answer columns (padded), H hidden, V vocabulary.
-
-Sources: PPO arXiv 1707.06347, GAE 1506.02438, the details of language models 1909.08593 and 2403.17031, RLOO
-2402.14740, GRPO 2402.03300, estimators of KL http://joschu.net/blog/kl-approx.html.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,6 +14,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks.plain_losses import (
+    clipped_policy,
+    clipped_value,
+    explained_variance,
+    gae,
+    k3,
+    leave_one_out,
+    masked_mean,
+    over_groups,
+    shaped,
+    standard_score,
+    whitened,
+)
 
 
 @dataclass(frozen=True)
@@ -81,9 +93,13 @@ class Rows(NamedTuple):
 
 @dataclass
 class Experience:
-    """What is known of a rollout before the first update; tensors are (N, T), 0 outside `mask`, scores (N,)."""
+    """What is known of a rollout before the first update; tensors are (N, T), 0 behind the answers, scores (N,).
+
+    `tokens` says where the answers are, `mask` which tokens take part: those of answers that have a score.
+    """
 
     rollout: Rollout
+    tokens: Tensor
     mask: Tensor
     old: Tensor
     entropy: Tensor
@@ -114,86 +130,6 @@ class Models:
     reward_head: Tensor
     value: nn.Module
     value_head: nn.Module
-
-
-# Pure mathematics, on (N, T) tensors with a mask.
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of a mask; values outside are not looked at."""
-    return values[mask].mean()
-
-
-def whitened(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 (1/n) over the mask, 0 outside."""
-    inside = values[mask]
-    centred = values - inside.mean()
-    return (centred / (inside.var(unbiased=False) + 1e-8).sqrt()).where(mask, torch.zeros_like(values))
-
-
-def k3(log_ratio: Tensor) -> Tensor:
-    """Estimate exp(x) - 1 - x of KL(p || q), never negative, from x = log q - log p of samples of p."""
-    return log_ratio.exp() - 1 - log_ratio
-
-
-def shaped(scores: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Rewards: -beta * k1 (clamped to 10) of every token, and the score on the last one."""
-    rewards = (-beta * k1.clamp(-10, 10)).where(mask, torch.zeros_like(k1))
-    rewards[torch.arange(len(scores)), mask.sum(1) - 1] += scores
-    return rewards
-
-
-def gae(rewards: Tensor, values: Tensor, gae_lambda: float) -> Tensor:
-    """Generalised advantages with gamma 1 (1506.02438, eq. 16); rewards and values are 0 after the last token."""
-    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
-    deltas = rewards + following - values
-    found = torch.zeros_like(rewards)
-    ahead = torch.zeros_like(rewards[:, 0])
-    for column in reversed(range(rewards.shape[1])):
-        ahead = deltas[:, column] + gae_lambda * ahead
-        found[:, column] = ahead
-    return found
-
-
-def over_groups(returns: Tensor, groups: Sequence[int], advantage: Callable[[Tensor], Tensor]) -> Tensor:
-    """Advantages (N,) from the returns (N,) of each prompt's episodes; an episode that is alone has 0."""
-    numbers = torch.tensor(list(groups))
-    found = torch.zeros_like(returns)
-    for number in numbers.unique():
-        own = numbers == number
-        if own.sum() > 1:
-            found[own] = advantage(returns[own])
-    return found
-
-
-def leave_one_out(returns: Tensor) -> Tensor:
-    """Each return minus the mean of the others (2402.14740)."""
-    return returns - (returns.sum() - returns) / (len(returns) - 1)
-
-
-def standard_score(returns: Tensor) -> Tensor:
-    """Each return's distance from the mean in standard deviations (2402.03300)."""
-    return (returns - returns.mean()) / (returns.std(unbiased=True) + 1e-4)
-
-
-def clipped_policy(log_ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Loss of every token (1707.06347, eq. 7, negated), and whether its ratio was clipped away."""
-    ratio = log_ratio.clamp(-20, 20).exp()
-    free, held = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return torch.maximum(free, held), held > free
-
-
-def clipped_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Half the squared error of every token, pessimistic about moves beyond `clip`, and whether that counted."""
-    held = old + (values - old).clamp(-clip, clip)
-    free_loss, held_loss = (values - returns) ** 2, (held - returns) ** 2
-    return 0.5 * torch.maximum(free_loss, held_loss), held_loss > free_loss
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns)."""
-    inside = returns[mask]
-    return 1 - (inside - values[mask]).var(unbiased=False) / inside.var(unbiased=False)
 
 
 # Models.
@@ -323,17 +259,18 @@ class PlainPPO:
             raw = torch.cat([self.rewards(batch) for batch in rows])
         scores = self.finished(rollout, raw) if rollout.scores is None else rollout.scores.float()
         lengths = torch.tensor([len(answer) for answer in rollout.answers])
-        mask = (torch.arange(old.shape[1]) < lengths[:, None]) & scores.isfinite()[:, None]
+        tokens = torch.arange(old.shape[1]) < lengths[:, None]
         old, reference, values = (
-            each.where(mask, torch.zeros_like(each)) for each in (old, reference, values)
+            each.where(tokens, torch.zeros_like(each)) for each in (old, reference, values)
         )
         known = scores.isfinite()
+        mask = tokens & known[:, None]
         rewards = torch.zeros_like(old)
         beta = self.beta if self.settings.kl_in == "reward" else 0.0
         rewards[known] = shaped(scores[known], (old - reference)[known], mask[known], beta)
         advantages, returns = self.advantages(rewards, values, mask, rollout.groups)
         return Experience(
-            rollout, mask, old, entropy, reference, values, scores, rewards, advantages, returns
+            rollout, tokens, mask, old, entropy, reference, values, scores, rewards, advantages, returns
         )
 
     def finished(self, rollout: Rollout, raw: Tensor) -> Tensor:
@@ -394,7 +331,7 @@ class PlainPPO:
     def learn(self, experience: Experience, order: Sequence[Sequence[int]]) -> dict[str, float]:
         """One optimiser step for every minibatch, then the controller's; returns what is logged.
 
-        Means over steps count every token once.
+        Means over steps count every token once, that of the gradient's norm every step.
         """
         steps: list[dict[str, float]] = []
         skipped = 0
@@ -413,9 +350,11 @@ class PlainPPO:
             for name in steps[0]
             if name not in ("tokens", "grad_norm")
         }
-        logged = {**self.objectives(experience), **means, "grad_norm": steps[-1]["grad_norm"]}
-        self.control(logged["objective/kl"], int(experience.mask.any(1).sum()))
-        return {**logged, "policy/skipped": float(skipped), "objective/beta": self.beta}
+        norm = sum(step["grad_norm"] for step in steps) / len(steps)
+        logged = {**self.objectives(experience), **means, "grad_norm": norm}
+        logged |= {"policy/skipped": float(skipped), "objective/beta": self.beta}
+        self.control(logged["objective/kl"], len(experience.scores))
+        return logged
 
     def step(self, experience: Experience, numbers: Sequence[int]) -> dict[str, float]:
         """Forward, backward and one optimiser step over some episodes; means over their tokens."""
@@ -432,48 +371,52 @@ class PlainPPO:
                 experience.returns,
             )
         )
+        self.optimizer.zero_grad()
         now = self.logps(self.models.policy, rows).logps
-        policy, cut = clipped_policy(now - old, advantages, own.clip)
+        policy, outside = clipped_policy(now - old, advantages, own.clip)
         found = {
             "policy/loss": masked_mean(policy, mask),
-            "policy/clip_fraction": masked_mean(cut.float(), mask),
+            "policy/clip_fraction": masked_mean(outside.float(), mask),
             "policy/approx_kl": masked_mean(k3((now - old).detach()), mask),
         }
         loss = found["policy/loss"]
         if own.kl_in == "loss":
             loss = loss + self.beta * masked_mean(k3(reference - now), mask)
-        if self.has_values:
-            value, held = clipped_value(self.values(rows), values, returns, own.clip)
-            found["value/loss"] = masked_mean(value, mask)
-            found["value/clip_fraction"] = masked_mean(held.float(), mask)
-            loss = loss + own.value_weight * found["value/loss"]
-        self.optimizer.zero_grad()
         loss.backward()
+        total = float(loss.detach())
+        if self.has_values:
+            # After the policy's backward pass, so that one graph is held at a time.
+            value, far = clipped_value(self.values(rows), values, returns, own.clip)
+            found["value/loss"] = masked_mean(value, mask)
+            found["value/clip_fraction"] = masked_mean(far.float(), mask)
+            loss = own.value_weight * found["value/loss"]
+            loss.backward()
+            total += float(loss.detach())
         norm = nn.utils.clip_grad_norm_(self.policy_parameters, own.max_grad_norm)
         if self.value_parameters:
             nn.utils.clip_grad_norm_(self.value_parameters, own.max_grad_norm)
         self.optimizer.step()
         return {
             **{name: float(value.detach()) for name, value in found.items()},
-            "loss": float(loss.detach()),
+            "loss": total,
             "grad_norm": float(norm),
             "tokens": float(mask.sum()),
         }
 
     def objectives(self, experience: Experience) -> dict[str, float]:
-        """What is known of the rollout itself, over the episodes that have a score."""
-        mask, known = experience.mask, experience.mask.any(1)
+        """What is known of the rollout itself: the reward of answers that have one, the rest of all answers."""
+        tokens, scores = experience.tokens, experience.scores
         k1 = experience.old - experience.reference
         found = {
-            "objective/reward": experience.scores[known].mean(),
-            "objective/kl": k1.sum(1)[known].mean(),
-            "objective/kl_k3": k3(-k1).sum(1)[known].mean(),
-            "objective/entropy": masked_mean(experience.entropy, mask),
-            "objective/length": mask.sum(1)[known].float().mean(),
+            "objective/reward": scores[scores.isfinite()].mean(),
+            "objective/kl": k1.sum(1).mean(),
+            "objective/kl_k3": k3(-k1).sum(1).mean(),
+            "objective/entropy": masked_mean(experience.entropy, tokens),
+            "objective/length": tokens.sum(1).float().mean(),
         }
         if self.has_values:
             found["value/explained_variance"] = explained_variance(
-                experience.values, experience.returns, mask
+                experience.values, experience.returns, experience.mask
             )
         return {name: float(value) for name, value in found.items()}
 

@@ -70,6 +70,21 @@ def timing(reference: float, steps: Sequence[Step], work: Work) -> dict[str, flo
     }
 
 
+PARTS = ("generate", "score", "learn")
+"""Of a round of PPO."""
+
+
+def parts(rounds: Sequence[Sequence[float]], episodes: int) -> dict[str, float]:
+    """CPU seconds an episode of a round's parts and together, from rounds of so many episodes; the first warms up."""
+    warm = rounds[1:]
+    assert warm, "one round alone cannot be measured: more prompts are needed"
+    each = [sum(seconds) / (len(warm) * episodes) for seconds in zip(*warm, strict=True)]
+    return {
+        "seconds_per_example": sum(each),
+        **{f"{name}_seconds_per_example": seconds for name, seconds in zip(PARTS, each, strict=True)},
+    }
+
+
 def run(side: Side, work: Work) -> dict[str, Any]:
     """Measure one side in a fresh process with a cache of its own.
 

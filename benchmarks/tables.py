@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks import dpo, record, reward, sft
+from benchmarks import dpo, ppo, record, reward, sft, step_memory
 from benchmarks.cases import Benchmark, Case
 from benchmarks.figure import PICTURE
 from benchmarks.scaling import RESULT as SCALING
 from benchmarks.scaling import SWEEPS
 from benchmarks.shortcuts import ALL, SWITCHES, Switch
 from benchmarks.shortcuts import RESULT as SHORTCUTS
-from benchmarks.sides import LITE, compare, opponents
+from benchmarks.sides import LITE, PARTS, compare, opponents
 
 MISSING = "not yet measured"
 INTRODUCTION = (
@@ -34,12 +34,23 @@ REWARDS = (
     "RewardTrainer has no way without padding; rows of like length stand together (`benchmarks/opponent_reward.py`)."
 )
 
+ROUNDS = (
+    "`python -m benchmarks.ppo` does the same for PPO. No library here trains PPO with an adapter on one GPU, so the "
+    "opponent is a plain one of four models from transformers and PEFT, each with a copy of the base, with its best "
+    "settings (`benchmarks/opponent_ppo.py`); that both compute the same is a test "
+    "(`tests/behaviour/test_ppo_agreement.py`). 32 prompts of about 115 tokens a round, answers of 64 tokens (random "
+    "weights do not stop by themselves), two passes. Seconds are those of generating, scoring and learning. The last "
+    "column is the peak of our PPO against that of our DPO on the same trees (`python -m benchmarks.step_memory`)."
+)
+
 
 def section(folder: Path = record.RESULTS) -> str:
     """Goals, growth and shortcuts, each from its file in a folder."""
-    files = (dpo.RESULT, sft.RESULT, reward.RESULT, SCALING, SHORTCUTS)
-    goals, conversations, rewards, scaling, shortcuts = (record.load(folder / file.name) for file in files)
-    others = {"sft": conversations, "reward": rewards}
+    files = (dpo.RESULT, sft.RESULT, reward.RESULT, ppo.RESULT, step_memory.RESULT, SCALING, SHORTCUTS)
+    goals, conversations, rewards, rounds, steps, scaling, shortcuts = (
+        record.load(folder / file.name) for file in files
+    )
+    others = {"sft": conversations, "reward": rewards, "ppo": rounds, "memory of ppo": steps}
     named = {f"{stage} {name}": case for stage, cases in others.items() for name, case in cases.items()}
     parts = [
         INTRODUCTION,
@@ -49,6 +60,8 @@ def section(folder: Path = record.RESULTS) -> str:
         goal_table(sft.BENCHMARK, conversations),
         REWARDS,
         goal_table(reward.BENCHMARK, rewards),
+        ROUNDS,
+        round_table(rounds, steps),
         "How the cost grows (`python -m benchmarks.scaling`):",
         growth(scaling),
         "What each shortcut is worth (`python -m benchmarks.shortcuts`): with it against without it, all others on.",
@@ -72,6 +85,37 @@ def goal_table(benchmark: Benchmark, cases: dict[str, Any]) -> str:
                 f"| {described(case)} | {epochs} | {' | '.join(goal_cells(case, measured.get(epochs)))} |"
             )
     return "\n".join(rows)
+
+
+def round_table(rounds: dict[str, Any], steps: dict[str, Any]) -> str:
+    """One row for every case of PPO: where the time goes on both sides, and the ratios beside what is wanted."""
+    rows = [
+        "| model, precision | four models, CPU s an answer | lite-align "
+        "| answers per CPU second | memory | PPO / DPO |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, case in ppo.CASES.items():
+        measured = rounds.get(name, {}).get("epochs", {}).get("1")
+        cells = [MISSING] * 4
+        if measured is not None:
+            sides = measured["sides"]
+            ratio = compare(sides, LITE, opponents(sides))
+            cells = [
+                in_parts(sides[ratio.against]),
+                in_parts(sides[LITE]),
+                f"**{ratio.speed:.2f}x** (goal: at least {case.speed:g})",
+                f"**{ratio.memory:.2f}x** (goal: at most {case.memory:g})",
+            ]
+        step = steps.get(name)
+        last = MISSING if step is None else f"{step['ratio']:.2f}x (goal: at most {step_memory.GOAL:g})"
+        rows.append(f"| {described(case)} | {' | '.join([*cells, last])} |")
+    return "\n".join(rows)
+
+
+def in_parts(figures: dict[str, Any]) -> str:
+    """CPU seconds with their range, and what they are made of."""
+    each = (f"{part} {figures[f'{part}_seconds_per_example']['median']:.3f}" for part in PARTS)
+    return f"{spread(figures['seconds_per_example'])}: {', '.join(each)}"
 
 
 def described(case: Case) -> str:

@@ -15,6 +15,8 @@ TEMPLATE = (
 SPECIAL = ["<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"]
 BATCH, RANK, ALPHA, BETA, RATE = 8, 16, 32, 0.1, 5e-4
 MAX_LENGTH = 2048
+ROLLOUTS, PASSES, NEW_TOKENS, PPO_RATE = 32, 2, 64, 1e-5
+"""Of PPO: answers a round, passes over them, longest answer, and a rate at which a random model stays what it is."""
 PROMPT, ANSWER = 107.0, 45.0
 """Tokens of a prompt and of an answer on average; the template adds about eight to a prompt and two to an answer."""
 
@@ -149,6 +151,11 @@ def make_conversations(
     """Conversations of one question and one answer: the chosen ones of `make_rows`."""
     rows = make_rows(model, count, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     return [{"messages": row["prompt"] + row["chosen"]} for row in rows]
+
+
+def make_prompts(model: Path, count: int, *, prompt_tokens: float = PROMPT) -> list[dict]:
+    """The prompts of `make_rows`, without answers."""
+    return [{"prompt": row["prompt"]} for row in make_rows(model, count, prompt_tokens=prompt_tokens)]
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

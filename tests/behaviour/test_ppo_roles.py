@@ -104,10 +104,12 @@ def scores(it: Backbone) -> Tensor:
 
 
 def sampled(it: Backbone) -> Tensor:
-    answers = it.generate(
-        [(1, 5, 7), (1, 6)], stop_ids=frozenset(), max_new_tokens=2, temperature=1.0, seed=3
-    )
-    return torch.tensor(answers)
+    answers = it.sample([(1, 5, 7), (1, 6)], samples=2, stop_ids=frozenset(), max_new_tokens=2, seed=3)
+    return torch.tensor([[*one.ids, *one.logps] for both in answers for one in both])
+
+
+def greedy(it: Backbone) -> Tensor:
+    return torch.tensor(it.generate([(1, 5, 7)], stop_ids=frozenset(), max_new_tokens=2))
 
 
 CALLS: dict[str, Callable[[Backbone], list[Tensor]]] = {
@@ -116,6 +118,7 @@ CALLS: dict[str, Callable[[Backbone], list[Tensor]]] = {
     **{f"hidden of {role}": as_role(role, hidden) for role in ANSWERING},
     **{f"log-probs of {role}": as_role(role, token_scores) for role in (Role.POLICY, Role.REFERENCE)},
     "answers of policy": as_role(Role.POLICY, sampled),
+    "greedy answers of policy": as_role(Role.POLICY, greedy),
 }
 
 

@@ -17,15 +17,19 @@ from benchmarks import (
     lite_reward,
     lite_sft,
     opponent,
+    opponent_ppo,
     opponent_reward,
     opponent_sft,
+    ppo,
     record,
     reward,
     scaling,
     sft,
     shortcuts,
     sides,
+    step_memory,
     tables,
+    workload,
 )
 from benchmarks.sides import LITE, Step, Work, compare, summary, timing
 from lite_align.recipe.schema import SpeedOptions
@@ -353,3 +357,78 @@ def test_a_small_comparison_of_reward_models(tmp_path: Path):
     theirs = sides.run(opponent_reward.sides("bf16")[TRL], replace(work, threads=1))
     assert min(found["seconds_per_example"] for found in (ours, theirs)) > 0
     assert ours["tokens_per_example"] < theirs["tokens_per_example"]
+
+
+# PPO.
+
+
+def test_rounds_are_told_by_their_parts_and_the_first_one_warms_up():
+    """Two warm rounds of two answers: 1 + 3, 2 + 2 and 4 + 8 seconds for four answers."""
+    found = sides.parts([[50.0, 50.0, 50.0], [1.0, 2.0, 4.0], [3.0, 2.0, 8.0]], episodes=2)
+    assert found == {
+        "generate_seconds_per_example": 1.0,
+        "score_seconds_per_example": 1.0,
+        "learn_seconds_per_example": 3.0,
+        "seconds_per_example": 5.0,
+    }
+
+
+def test_a_measured_case_of_ppo_stands_beside_its_goals(tmp_path: Path):
+    def figures(whole: float, memory: float) -> dict[str, float]:
+        return run(whole, memory) | {f"{part}_seconds_per_example": whole / 4 for part in sides.PARTS}
+
+    both = summary({LITE: [figures(0.4, 2**30)], "four models": [figures(0.8, 2**31)]})
+    measured = {"machine": MACHINE, "threads": 2, "epochs": {"1": {"sides": both}}}
+    record.add(tmp_path / ppo.RESULT.name, "15m/bf16", measured)
+    record.add(
+        tmp_path / step_memory.RESULT.name, "15m/bf16", {"machine": MACHINE, "threads": 2, "ratio": 1.25}
+    )
+    text = tables.section(tmp_path)
+    assert (
+        "| 15M, bf16 | 0.800 (0.800–0.800): generate 0.200, score 0.200, learn 0.200 "
+        "| 0.400 (0.400–0.400): generate 0.100, score 0.100, learn 0.100 "
+        "| **2.00x** (goal: at least 1.5) | **0.50x** (goal: at most 0.5) | 1.25x (goal: at most 1.3) |"
+        in text
+    )
+    assert "| 60M, bf16 |" + 5 * " not yet measured |" in text
+
+
+def test_both_sides_of_ppo_learn_alike():
+    from benchmarks.lite_ppo import resolve
+    from benchmarks.plain_ppo import Settings
+
+    recipe = resolve(Work("tiny", "rows.jsonl", examples=64), "nf4", [])
+    theirs = Settings()
+    assert recipe.ppo.rollouts == workload.ROLLOUTS
+    assert recipe.train.batch_size == workload.BATCH
+    assert recipe.train.learning_rate == recipe.ppo.value_learning_rate == workload.PPO_RATE
+    same = ("advantage", "kl_in", "kl", "target_kl", "temperature", "clip", "gae_lambda", "value_weight")
+    for name in (*same, "missing_stop", "reward_clip", "update_kl"):
+        assert getattr(recipe.ppo, name) == getattr(theirs, name), name
+    assert recipe.train.adam_epsilon == theirs.epsilon
+    assert (recipe.train.adam_beta1, recipe.train.adam_beta2) == theirs.betas
+    assert (recipe.train.weight_decay, recipe.train.max_grad_norm) == (0.0, theirs.max_grad_norm)
+    assert all(flag.reason for flag in opponent_ppo.FLAGS.values())
+
+
+@pytest.mark.slow
+def test_a_small_comparison_of_ppo(tmp_path: Path):
+    from benchmarks import lite_ppo
+
+    work = replace(ppo.work_of(tmp_path, ppo.TOY["toy/bf16"]), threads=1)
+    ours = sides.run(lite_ppo.side("bf16"), work)
+    theirs = sides.run(next(iter(opponent_ppo.sides("bf16").values())), work)
+    for found in (ours, theirs):
+        assert min(found[f"{part}_seconds_per_example"] for part in sides.PARTS) > 0
+        assert workload.NEW_TOKENS * 0.8 < found["tokens_per_example"] <= workload.NEW_TOKENS
+    assert 0 < ours["memory"] < theirs["memory"]
+
+
+@pytest.mark.slow
+def test_ppo_and_dpo_are_compared_on_as_many_tokens(tmp_path: Path):
+    found = step_memory.compare(replace(step_memory.work_of(tmp_path, "toy"), threads=1), "bf16", 1)
+    tokens = {stage: figures["tokens"]["median"] for stage, figures in found["sides"].items()}
+    assert tokens["ppo"] == pytest.approx(
+        tokens["dpo"], rel=0.1
+    )  # a few answers of so small a vocabulary stop
+    assert "ppo" in step_memory.told("toy", found)
