@@ -272,7 +272,11 @@ def progress_fields(row: Mapping[str, float]) -> dict[str, float | str]:
         "objective/length": "tokens",
     }
     fields: dict[str, float | str] = {short: row[name] for name, short in shown.items() if name in row}
-    fields["speed"] = f"{row['examples_per_second']:.3g} ex/s  {row['tokens_per_second']:,.0f} tok/s"
+    apart = [row.get(f"speed/{what}_tokens_per_second") for what in ("generated", "learned")]
+    if apart[0] is not None and apart[1] is not None:
+        fields["speed"] = f"{apart[0]:,.0f} tok/s sampled  {apart[1]:,.0f} learned"
+    else:
+        fields["speed"] = f"{row['examples_per_second']:.3g} ex/s  {row['tokens_per_second']:,.0f} tok/s"
     return fields
 
 
@@ -331,7 +335,7 @@ def restore(stage: Stage[BatchT], engine: Engine[BatchT], run: Run) -> bool:
     expected = {**stage.adapters(), "optimizer": engine.state(), "random": checkpoint.random_state()[0]}
     loaded = checkpoint.latest(run.path, run.log.warning, expected=expected)
     if loaded is None:
-        run.truncate_metrics(0)
+        run.truncate_metrics(-1)  # what was measured at step 0 is measured again
         return False
     # Checkpoints from before rounds have neither skipped steps nor a state of the stage.
     engine.load_state(loaded.tensors["optimizer"], loaded.step, loaded.state.get("skipped", 0))

@@ -26,7 +26,7 @@ from lite_align.recipe import TrainOptions
 from lite_align.train import checkpoint, files
 from lite_align.train.engine import Engine, Loss, Window
 from lite_align.train.faults import Lowered, TokenBudget
-from lite_align.train.fit import METER_STEPS, Cadence, Clock, due, fit, restore, tell_lowered
+from lite_align.train.fit import METER_STEPS, Cadence, Clock, due, fit, progress_fields, restore, tell_lowered
 from lite_align.train.record import read_metrics, read_record
 from lite_align.train.run import Run
 from lite_align.view import View
@@ -861,3 +861,23 @@ def test_two_processes_make_the_update_of_one() -> None:
     )  # a maximum of each micro-batch: depends on the split
     for name, value in alone.items():
         assert torch.tensor(found[0][name]).allclose(torch.tensor(value), rtol=1e-5, atol=1e-7), name
+
+
+def test_the_progress_line_tells_sampling_and_learning_apart():
+    usual = {"loss": 0.5, "examples_per_second": 12.345, "tokens_per_second": 1234.5}
+    assert progress_fields(usual) == {"loss": 0.5, "speed": "12.3 ex/s  1,234 tok/s"}
+    rewarded = {
+        **usual,
+        "objective/reward": 0.2,
+        "objective/kl": 1.5,
+        "objective/length": 20.0,
+        "speed/generated_tokens_per_second": 2100.0,
+        "speed/learned_tokens_per_second": 3800.4,
+    }
+    assert progress_fields(rewarded) == {
+        "loss": 0.5,
+        "reward": 0.2,
+        "kl": 1.5,
+        "tokens": 20.0,
+        "speed": "2,100 tok/s sampled  3,800 learned",
+    }
