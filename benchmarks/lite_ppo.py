@@ -1,7 +1,7 @@
 """lite-align's side of PPO, through the same parts that `lite-align ppo` uses."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
     tokens = recipe.train.tokens_per_microbatch
     assert tokens != "auto"
     budget = TokenBudget(tokens)
-    collector = Collector(
+    collector = Unended(
         backbone,
         renderer,
         recipe.ppo,
@@ -83,6 +83,18 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
         others=stage.groups(),
     )
     return stage, engine
+
+
+class Unended(Collector):
+    """Scores answers as if they had ended: random weights never stop, and equal rewards would teach nothing."""
+
+    def _scores(
+        self,
+        sources: Mapping[str, Sequence[float | None]],
+        weights: Mapping[str, float],
+        stopped: Sequence[bool],
+    ) -> tuple[float | None, ...]:
+        return super()._scores(sources, weights, [True] * len(stopped))
 
 
 @torch.no_grad()
