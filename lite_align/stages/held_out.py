@@ -59,15 +59,19 @@ class HeldOut:
     def measure(
         self, collector: Collector, step: int, advance: Callable[[int], None] | None = None
     ) -> Measured:
-        """Sample answers from the policy and measure them; the rollout stays for `rows` and `samples`."""
+        """Sample answers from the policy and measure them; the rollout stays for `rows` and `samples`.
+
+        Raises:
+            TrainingStopped: too few answers have a reward.
+        """
         answers = collector.sample(self.asked, SAMPLES, self.seed, advance)
         self.rollout = rollout = collector.score(self.asked, answers, SAMPLES)
+        collector.require_rewards(rollout)
         by_prompt = {
             "reward": self._means([math.nan if score is None else score for score in rollout.scores]),
             "length": self._means(rollout.ragged.lengths),
         }
-        known = [value for value in by_prompt["reward"] if math.isfinite(value)]
-        metrics = {"reward": fmean(known) if known else math.nan}
+        metrics = {"reward": fmean(value for value in by_prompt["reward"] if math.isfinite(value))}
         metrics |= {
             name.removeprefix("objective/").removeprefix("text/"): v for name, v in measures(rollout).items()
         }

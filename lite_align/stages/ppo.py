@@ -19,7 +19,7 @@ from lite_align.losses import ppo
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.value_head import Kind, ValueHead
 from lite_align.recipe import PPORecipe
-from lite_align.stages import passes, rewards
+from lite_align.stages import passes
 from lite_align.stages.advantages import LARGEST_START, Columns, columns, kl_in, require_right_kl, told
 from lite_align.stages.guards import Guards, Measured, Tripped
 from lite_align.stages.held_out import HeldOut
@@ -161,8 +161,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         Raises:
             TrainingStopped: too few answers have a reward, all have the same one, or the KL cannot be right.
         """
-        tells = [line for source in self.collector.text_rewards for line in source.errors.tell()]
-        rewards.require_enough(rollout.scores, tells)
+        self.collector.require_rewards(rollout)
         self._round, self._rollout, self._stopped = number, rollout, False
         self.kl_weight = self._next_kl_weight
         self._columns = columns(rollout, self.recipe, self.kl_weight)

@@ -94,8 +94,11 @@ class Procedure(ABC, Generic[RowT]):
         """
         return {}
 
-    def fit_base(self, prepared: "Prepared[RowT]") -> None:
-        """Refuse inputs that belong to another base, whose hash is known now. Raises LiteAlignError."""
+    def fit_base(self, prepared: "Prepared[RowT]", folder: Path | None) -> None:
+        """Refuse inputs that belong to another base, whose hash is known now; `folder` as in `inputs`.
+
+        Raises LiteAlignError.
+        """
 
     def steps(self, recipe: Any, examples: int) -> int:
         """Optimiser steps of the run."""

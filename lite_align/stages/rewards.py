@@ -58,10 +58,10 @@ def total(values: Mapping[str, Sequence[float | None]], weights: Mapping[str, fl
 
 
 def require_enough(values: Sequence[float | None], tells: Sequence[str]) -> None:
-    """Stop where more than half of a round's answers have no reward.
+    """Stop where more than half of some answers have no reward.
 
     Args:
-        values: of the round, summed.
+        values: of all sources, summed.
         tells: what the sources tell of their errors.
 
     Raises:
@@ -69,7 +69,8 @@ def require_enough(values: Sequence[float | None], tells: Sequence[str]) -> None
     """
     if lost(values, len(values)):
         raise TrainingStopped(
-            f"{values.count(None):,} of {len(values):,} answers of a round have no reward; half at most may have none.",
+            f"{values.count(None):,} of {len(values):,} answers have no reward; half at most may have none.",
             details=tells,
-            remedy="Correct the reward and go on with --resume; the last checkpoint is intact.",
+            remedy="Correct what it depends on and go on with --resume; the last checkpoint is intact. A function that "
+            "was changed is another reward, and needs a new run.",
         )

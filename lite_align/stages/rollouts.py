@@ -264,6 +264,11 @@ class Collector:
             sum(source.errors.take() for source in self.text_rewards),
         )
 
+    def require_rewards(self, rollout: Rollout) -> None:
+        """Stop where too few answers have a reward, with what the sources tell of it. Raises TrainingStopped."""
+        tells = [line for source in self.text_rewards for line in source.errors.tell()]
+        rewards.require_enough(rollout.scores, tells)
+
     def _text(self, ids: Ids) -> str:
         return str(self.backbone.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 

@@ -84,9 +84,9 @@ class PPOProcedure(Procedure[Prompt]):
             found["reward_fn"] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
-    def fit_base(self, prepared: Prepared[Prompt]) -> None:
+    def fit_base(self, prepared: Prepared[Prompt], folder: Path | None) -> None:
         """Refuse a reward model of another base."""
-        source = reward_of(prepared.recipe.ppo, None)
+        source = reward_of(prepared.recipe.ppo, folder)
         if source is not None:
             source.require_base(prepared.recipe.model, prepared.hashes["base"])
 

@@ -66,7 +66,7 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
     prepared.hashes.update(inputs)
     if parent is not None:
         lineage.require_base(parent, prepared.hashes["base"])
-    procedure.fit_base(prepared)
+    procedure.fit_base(prepared, folder)
     parents = [parent.facts()] if parent else []
     with (
         session.open_run(prepared.resolved, command, folder, prepared.hashes, parents) as run,

@@ -335,7 +335,7 @@ def restore(stage: Stage[BatchT], engine: Engine[BatchT], run: Run) -> bool:
     expected = {**stage.adapters(), "optimizer": engine.state(), "random": checkpoint.random_state()[0]}
     loaded = checkpoint.latest(run.path, run.log.warning, expected=expected)
     if loaded is None:
-        run.truncate_metrics(0)
+        run.truncate_metrics(-1)  # what was measured at step 0 is measured again
         return False
     # Checkpoints from before rounds have neither skipped steps nor a state of the stage.
     engine.load_state(loaded.tensors["optimizer"], loaded.step, loaded.state.get("skipped", 0))

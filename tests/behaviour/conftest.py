@@ -13,6 +13,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.stages import small, small_ppo
+
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
 SPEEDS = ("examples_per_second", "tokens_per_second")
 PAIRS, HELD_OUT, BATCH = 13, 3, 4  # 10 trained pairs: three steps an epoch, the last of them smaller
@@ -89,16 +91,21 @@ class Job:
     def metrics(self) -> list[dict[str, float]]:
         """Rows of metrics.jsonl without speeds."""
         rows = map(json.loads, (self.out / "metrics.jsonl").read_text().splitlines())
-        return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
+        return [
+            {k: v for k, v in row.items() if k not in SPEEDS and not k.startswith("speed/")} for row in rows
+        ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All saved adapters and heads, and the moments and random states of the newest checkpoint."""
+        """All saved adapters and heads, and all that the newest checkpoint holds: moments, random states, …"""
         newest = max((self.out / "checkpoints").glob("step-*"))
         adapters = (self.out / "adapters").glob("*/*.safetensors")
         return {
             **{f"{file.parent.name} {k}": v for file in adapters for k, v in load_file(file).items()},
-            **{f"{newest.name} {k}": v for k, v in load_file(newest / "optimizer.safetensors").items()},
-            **{f"{newest.name} random {k}": v for k, v in load_file(newest / "random.safetensors").items()},
+            **{
+                f"{newest.name} {file.stem} {k}": v
+                for file in newest.glob("*.safetensors")
+                for k, v in load_file(file).items()
+            },
         }
 
     def measured(self) -> dict[str, bytes]:
@@ -119,7 +126,7 @@ class Job:
         assert [name for name in ours if not bool((ours[name] == theirs[name]).all())] == []
         assert self.metrics() == other.metrics()
         assert self.measured() == other.measured()
-        for section in ("data", "plan", "hashes", "reference", "adapters", "reward", "verdict"):
+        for section in ("data", "plan", "hashes", "reference", "adapters", "reward", "ppo", "verdict"):
             assert self.record().get(section) == other.record().get(section), section
         assert self.record()["status"] == other.record()["status"] == "finished"
         assert (self.out / "report.html").is_file()
@@ -150,6 +157,57 @@ def job(tmp_path: Path, tiny_llama: Path, few_answers: None) -> Iterator[Callabl
 
     yield make
     torch.set_num_threads(threads)
+
+
+PPO_SETTINGS = {
+    "data.held_out": 0.3,
+    "data.max_length": 256,
+    "ppo.rollouts": 8,
+    "ppo.max_new_tokens": 10,
+    "ppo.update_kl": 100.0,
+    "train.learning_rate": 2e-3,
+    "train.batch_size": 4,
+    "train.tokens_per_microbatch": 160,
+    "train.max_steps": 12,  # three rounds of two passes of two minibatches
+    "train.save_steps": 4,
+    "train.eval_steps": 4,
+    "train.log_steps": 4,
+}
+REWARD_FUNCTION = "def letters(answer):\n    return answer.count('e') / 4 - len(answer) / 40\n"
+
+
+@pytest.fixture(scope="session")
+def talkative(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose answers end."""
+    return small_ppo.talkative(tiny_llama, tmp_path_factory.mktemp("models") / "talkative")
+
+
+@pytest.fixture(scope="session")
+def reward_run(talkative: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished reward run on that base, with five pairs held out."""
+    folder = tmp_path_factory.mktemp("reward")
+    pairs = small.write(folder / "pairs.jsonl", small.rows(10))
+    return small_ppo.reward_run(folder / "run", talkative, data={"path": str(pairs), "held_out": 0.5})
+
+
+@pytest.fixture
+def ppo_job(job, tmp_path: Path, talkative: Path) -> Callable[..., Job]:
+    """Make a job of PPO on twenty prompts; a reward has to be given, such as the function `letters`."""
+    rows = [{"prompt": row["prompt"], "category": row["category"]} for row in small.rows(20)]
+    data = small.write(tmp_path / "prompts.jsonl", rows)
+    (tmp_path / "own.py").write_text(REWARD_FUNCTION)
+
+    def make(name: str = "run", **changes: object) -> Job:
+        recipe = settings(**{key.replace(".", "__"): value for key, value in PPO_SETTINGS.items()})
+        return Job(data, talkative, tmp_path / name, recipe, stage="ppo").changed(**changes)
+
+    return make
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> str:
+    """The reward function of a test's own file."""
+    return f"{tmp_path / 'own.py'}:letters"
 
 
 @pytest.fixture

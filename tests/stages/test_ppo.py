@@ -177,7 +177,7 @@ def test_a_round_without_rewards_stops_with_the_first_messages(model: Backbone):
         raise NoReward("raised", "KeyError: 'solution'")
 
     stage = small_ppo.stage(model, small_ppo.recipe(), texts=[small_ppo.Text(value)])
-    with pytest.raises(TrainingStopped, match="16 of 16 answers of a round have no reward") as told:
+    with pytest.raises(TrainingStopped, match="16 of 16 answers have no reward") as told:
         stage.window(0)
     assert any("KeyError: 'solution'" in line for line in told.value.details)
 

@@ -56,6 +56,6 @@ def test_a_round_without_rewards_stops_the_training():
     require_enough([], [])
     with pytest.raises(TrainingStopped) as caught:
         require_enough([1.0, None, None], ["rule x: 2 without a solution"])
-    assert caught.value.what.startswith("2 of 3 answers of a round have no reward")
+    assert caught.value.what.startswith("2 of 3 answers have no reward")
     assert caught.value.details == ("rule x: 2 without a solution",)
     assert "--resume" in caught.value.remedy
