@@ -1,8 +1,7 @@
 """lite-align's side of PPO, through the same parts that `lite-align ppo` uses."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from lite_align.recipe import PPORecipe
 from lite_align.stages import rows
 from lite_align.stages.held_out import HeldOut
 from lite_align.stages.ppo import PPO
-from lite_align.stages.rollouts import MODEL, Asked, Collector, ModelReward, Rollout
+from lite_align.stages.rollouts import Asked, Collector, ModelReward
 from lite_align.stages.train_ppo import PPOProcedure
 from lite_align.train.engine import Engine
 from lite_align.train.faults import TokenBudget
@@ -61,7 +60,7 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
     tokens = recipe.train.tokens_per_microbatch
     assert tokens != "auto"
     budget = TokenBudget(tokens)
-    collector = Collector(
+    collector = Unended(
         backbone,
         renderer,
         recipe.ppo,
@@ -70,7 +69,6 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
         budget=budget,
         share_prompts=recipe.speed.share_prompts,
     )
-    collector.score = stopped(collector.score)
     stage = PPO(backbone, recipe, asked, collector, HeldOut([], [], None, 0), budget=budget)
     # The order of the file, so that both sides have the same prompts in the same round.
     together = stage.prompts_per_round
@@ -87,14 +85,16 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
     return stage, engine
 
 
-def stopped(score: Callable[..., Rollout]) -> Callable[..., Rollout]:
-    """As if every answer had stopped: random weights do not, and all would have the score of a missing stop."""
+class Unended(Collector):
+    """Scores answers as if they had ended: random weights never stop, and equal rewards would teach nothing."""
 
-    def scored(*args: Any, **kwargs: Any) -> Rollout:
-        rollout = score(*args, **kwargs)
-        return replace(rollout, scores=tuple(rollout.sources[MODEL]))
-
-    return scored
+    def _scores(
+        self,
+        sources: Mapping[str, Sequence[float | None]],
+        weights: Mapping[str, float],
+        stopped: Sequence[bool],
+    ) -> tuple[float | None, ...]:
+        return super()._scores(sources, weights, [True] * len(stopped))
 
 
 @torch.no_grad()

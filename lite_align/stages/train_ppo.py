@@ -207,8 +207,6 @@ class PPOProcedure(Procedure[Prompt]):
 
     def measure(self, stage: PPO, prepared: Prepared[Prompt], run: Run, view: View) -> None:
         """Held-out prompts before and after, samples over time, answers, and what the guards did."""
-        for source in stage.collector.text_rewards:
-            source.close()
         preference = None
         if stage.held_out.asked:
             now = stage.held_out.measure(stage.collector, stage.rounds * stage.steps_per_round)
@@ -220,6 +218,8 @@ class PPOProcedure(Procedure[Prompt]):
                 for one, before, late in zip(stage.held_out.asked, stage.start_rows, after, strict=True)
             ]
             run.write_rows("held_out.jsonl", found)
+        for source in stage.collector.text_rewards:
+            source.close()
         run.write_rows("samples.jsonl", stage.samples_over_time)
         told = answers.before_and_after(
             stage.backbone,

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lite_align.errors import DataError, LiteAlignError, RecipeError, TrainingStopped, UserError
+from lite_align.stages.reward_function import RewardFunction
 from tests.behaviour.conftest import Job
 from tests.stages import small, small_ppo
 
@@ -47,7 +49,18 @@ def test_prompts_that_are_all_too_long(ppo_job: Make, letters: str):
     assert "LA208" in str(error)
 
 
-def test_some_prompts_that_are_too_long_are_counted(ppo_job: Make, letters: str):
+def test_some_prompts_that_are_too_long_are_counted(
+    ppo_job: Make, letters: str, monkeypatch: pytest.MonkeyPatch
+):
+    """And no process of a reward function is left behind."""
+    sources: list[RewardFunction] = []
+    plain = RewardFunction.__call__
+
+    def called(self: RewardFunction, episodes: Any) -> Any:
+        sources.append(self)
+        return plain(self, episodes)
+
+    monkeypatch.setattr(RewardFunction, "__call__", called)
     job = ppo_job(ppo__reward_fn=letters, data__max_dropped=0.2, train__max_steps=4)
     lines = job.data.read_text().splitlines()
     small.write(job.data, [*lines, {"prompt": "hello world " * 200}])
@@ -55,6 +68,8 @@ def test_some_prompts_that_are_too_long_are_counted(ppo_job: Make, letters: str)
     data = job.record()["data"]
     assert (data["rows"], data["kept"]) == (21, 20)
     assert data["dropped"] == {"LA208": 1}
+    assert sources
+    assert all(source._child is None for source in sources)
 
 
 def test_an_answer_longer_than_the_context(ppo_job: Make, letters: str):
