@@ -106,6 +106,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         self._rollout: Rollout | None = None
         self._columns: Columns | None = None
         self._stopped = False
+        self._first_step: int | None = None  # of the round that makes an update
         self._first = False
         self._explained: float | None = None
         self._row: dict[str, float] = {}
@@ -162,7 +163,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             TrainingStopped: too few answers have a reward, all have the same one, or the KL cannot be right.
         """
         self.collector.require_rewards(rollout)
-        self._round, self._rollout, self._stopped = number, rollout, False
+        self._round, self._rollout, self._stopped, self._first_step = number, rollout, False, None
         self.kl_weight = self._next_kl_weight
         self._columns = columns(rollout, self.recipe, self.kl_weight)
         apart = require_right_kl(rollout, number, self.backbone.dtype)
@@ -170,7 +171,7 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             self.start_difference = apart
         if number == 0 and (len(set(rollout.scores)) == 1 or not bool(self._columns.advantages.any())):
             raise TrainingStopped(
-                "All answers of the first round have the same reward: there is nothing to learn from.",
+                "No answer of the first round is better than another to its prompt: there is nothing to learn from.",
                 details=[f"{name}: {values[0]}" for name, values in rollout.sources.items()],
                 remedy="Look at the reward: lite-align report shows samples; a rule that is always met tells nothing.",
             )
@@ -198,7 +199,6 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
             self.begin_round(number)
         rollout = self._rollout
         assert rollout is not None
-        self._first = index == 0
         if index and self._measured == step - 1 and self._moved_too_far():
             self._stopped = True
         self._clear()
@@ -208,6 +208,8 @@ class PPO(Stage[PPORecipe, AnswerBatch]):
         if self._stopped or not weight or not self._teaches(answers, number):
             self._row["policy/skipped"] = self._row.get("policy/skipped", 0.0) + 1
             return Window([], 0.0)
+        self._first_step = step if self._first_step is None else self._first_step
+        self._first = step == self._first_step
         trees = [rollout.trees[n // self.samples] for n in answers[:: self.samples]]
         packs = forest.pack(trees, self.budget.tokens)
         return Window([self.batch([trees[i] for i in pack]) for pack in packs], weight)

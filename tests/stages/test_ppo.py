@@ -146,6 +146,21 @@ def test_another_temperature_is_noticed_before_any_weight_moves(model: Backbone)
     assert engine.step == 0
 
 
+def test_the_first_update_of_a_round_is_proved_although_minibatches_before_it_were_skipped(model: Backbone):
+    stage = small_ppo.stage(model, small_ppo.recipe({"advantage": "rloo"}))
+    stage.window(0)
+    assert stage._rollout is not None
+    assert stage._columns is not None
+    stage._columns.advantages[stage._rollout.ragged.places(stage.minibatch(0, 0))] = 0.0
+    assert stage.window(0).batches == []
+    stage._first_step = None  # as at the begin of the round
+    assert stage.window(0).batches == []
+    window = stage.window(1)
+    stage.options = stage.options.model_copy(update={"temperature": 1.01})
+    with pytest.raises(TrainingStopped, match="LA601"):
+        stage.loss(window.batches[0])
+
+
 def test_a_policy_that_left_its_reference_does_not_start(model: Backbone):
     """LA602: of two roles that are not the same, before anything is learned."""
     finished.move(model, Role.POLICY, 0.1, seed=8)
@@ -159,7 +174,7 @@ def test_a_policy_that_left_its_reference_does_not_start(model: Backbone):
 def test_rewards_that_are_all_the_same_teach_nothing(model: Backbone, advantage: str):
     recipe = small_ppo.recipe({"advantage": advantage, "missing_stop": 0.5})
     stage = small_ppo.stage(model, recipe, texts=[small_ppo.Text(lambda episode: 0.5)])
-    with pytest.raises(TrainingStopped, match="have the same reward") as told:
+    with pytest.raises(TrainingStopped, match="No answer of the first round is better") as told:
         stage.window(0)
     assert told.value.details == ("text: 0.5",)
 
