@@ -5,12 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from lite_align.errors import RecipeError, TrainingStopped
-from lite_align.recipe import load
+from lite_align.errors import TrainingStopped
+from lite_align.recipe import STAGES
 from lite_align.stages import answers, training
-from lite_align.stages.command import CommandOptions
 from lite_align.train.record import read_record
-from tests.stages import small
 from tests.stages.commands import Done, dpo
 
 
@@ -57,6 +55,5 @@ def test_json_is_one_record(tiny_llama, tmp_path):
     assert record == found.record
 
 
-def test_a_stage_that_is_not_built_yet_is_told():
-    with pytest.raises(RecipeError, match="ppo is not part of this version"):
-        training.train(load("ppo", data="prompts.jsonl"), CommandOptions(), small.silent())
+def test_every_stage_of_the_schema_has_a_procedure():
+    assert training.PROCEDURES.keys() == STAGES.keys()
