@@ -513,7 +513,7 @@ PIPELINE = """stages:
     ("old", "new", "text"),
     [
         ("from: first", "from: third", "third, which is neither an earlier stage nor a folder"),
-        ("second: {stage: dpo", "second: {stage: ppo", "ppo is not part of this version"),
+        ("second: {stage: dpo", "second: {stage: ppo", "ppo has no reward"),
         ("from: first, data: {path: rows.jsonl}", "from: first, data: {path: other.jsonl}", "no such file"),
         ("from: first, data: {path: rows.jsonl}", "from: first, data: {path: chats.jsonl}", "chats.jsonl"),
         ("from: first, data", "from: first, loss: {name: ipoo}, data", "ipoo"),

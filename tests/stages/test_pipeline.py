@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lite_align.errors import UserError
 from lite_align.model.backbone import adapter_digest
 from lite_align.recipe import load, load_pipeline
-from lite_align.stages import answers, pipeline, reload, training
+from lite_align.stages import answers, pipeline, reload, rollouts, training
 from lite_align.stages.command import CommandOptions
 from lite_align.train import fit
 from lite_align.train.record import read_record
@@ -160,6 +160,13 @@ def rewarded(tiny_llama, tmp_path) -> Path:
 
 def test_a_step_learns_from_the_reward_model_of_another(rewarded, monkeypatch):
     monkeypatch.setattr(reload, "fresh", lambda *_: None)
+    scores = rollouts.Collector._scores
+    # Random weights never stop, and answers that do not stop all get the same score.
+    monkeypatch.setattr(
+        rollouts.Collector,
+        "_scores",
+        lambda self, sources, weights, stopped: scores(self, sources, weights, [True] * len(stopped)),
+    )
     root, told = run(rewarded, dry_run=True)
     assert "2 of 2 · ppo, after reward" in told
     root, told = run(rewarded)
