@@ -129,7 +129,9 @@ HOLDER = (
 
 @pytest.mark.parametrize("end", ["interrupt", "kill", "exit"])
 def test_it_ends_with_the_run_and_ctrl_c_is_for_the_run(end):
-    code = HOLDER + ("" if end == "exit" else "time.sleep(60)")
+    # What is started in the background ignores SIGINT, and so would this process.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = heard + HOLDER + ("" if end == "exit" else "time.sleep(60)")
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as run:
