@@ -881,3 +881,12 @@ def test_the_progress_line_tells_sampling_and_learning_apart():
         "tokens": 20.0,
         "speed": "2,100 tok/s sampled  3,800 learned",
     }
+
+
+def test_what_a_stage_measured_of_a_round_stands_in_the_row_of_that_round(tmp_path, monkeypatch):
+    toy = Toy(steps_per_round=2)
+    monkeypatch.setattr(toy, "measured", lambda: {"objective/reward": float(toy.step)})
+    run = training(tmp_path / "run", toy=toy, steps=6)
+    run.go()
+    rows = [row for row in run.metrics() if "objective/reward" in row]
+    assert [(row["step"], row["objective/reward"]) for row in rows] == [(2, 1.0), (4, 3.0), (6, 5.0)]
