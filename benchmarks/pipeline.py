@@ -197,7 +197,7 @@ def section(folder: Path = record.RESULTS) -> str:
             "",
             *after(runs),
             f"Held-out loss of SFT {', '.join(losses)} nats a token; the reward model ranks {', '.join(ranked)} of "
-            f"held-out pairs right, where the longer answer wins in {longer:.0f} %. {took(runs)} on "
+            f"held-out pairs right, where the longer answer wins in {longer:.0f} %. {took(case)} on "
             f"{case['machine']['cpu']}; commit {case['machine']['commit']}.",
             "",
         ]
@@ -230,13 +230,13 @@ def after(runs: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{'; '.join(told)}.", ""] if told else []
 
 
-def took(runs: Sequence[dict[str, Any]]) -> str:
-    """Seconds of every pipeline."""
+def took(case: Mapping[str, Any]) -> str:
+    """Seconds of every pipeline, in the order in which they ran."""
     told = []
-    for name in runs[0]["seconds"]:
-        seconds = [one["seconds"][name] for one in runs]
+    for name in (Path(recipe).stem for recipe in case["recipes"]):
+        seconds = [one["seconds"][name] for one in case["runs"]]
         told.append(f"{name} took {min(seconds):.0f} to {max(seconds):.0f} s")
-    return ", then ".join(told)
+    return ", and then, without the stages that both have, ".join(told)
 
 
 def in_order(before: Mapping[str, str]) -> list[str]:

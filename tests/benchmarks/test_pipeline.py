@@ -44,6 +44,7 @@ def test_the_section_shows_every_seed(tmp_path: Path):
         "summary": pipeline.summary(found),
         "runs": [{key: value for key, value in one.items() if key != "rows"} for one in found],
         "prompts": 3,
+        "recipes": ["tiny.yaml"],
     }
     assert pipeline.section(tmp_path) == f"{pipeline.MISSING}\n"
     (tmp_path / pipeline.RESULT.name).write_text(json.dumps({"cases": {pipeline.CASE: case}}, sort_keys=True))
@@ -80,3 +81,12 @@ def test_what_rewards_did_is_told_with_budget_and_guards():
         "",
     ]
     assert pipeline.after(runs()) == []
+
+
+def test_seconds_are_told_in_the_order_of_the_recipes():
+    """JSON has sorted their names."""
+    seconds = [{"a_second": 9.0, "b_first": 5.0}, {"a_second": 8.0, "b_first": 6.0}]
+    case = {"recipes": ["b_first.yaml", "a_second.yaml"], "runs": [{"seconds": one} for one in seconds]}
+    assert pipeline.took(case) == (
+        "b_first took 5 to 6 s, and then, without the stages that both have, a_second took 8 to 9 s"
+    )
