@@ -154,15 +154,18 @@ def opponents(sides: Mapping[str, Any]) -> list[str]:
     return [name for name in sides if name != LITE]
 
 
-def main(order: str) -> None:
-    """Measure what the order says, in this process, and print the figures as the last line."""
+def measure(side: Side, work: Work) -> dict[str, Any]:
+    """Measure a side in this process."""
     import torch
 
-    told = json.loads(order)
-    work = Work(**told["work"])
     torch.set_num_threads(work.threads)
-    figures = importlib.import_module(told["module"]).measure(work, told["settings"])
-    print(json.dumps(figures))
+    return importlib.import_module(side.module).measure(work, side.settings)
+
+
+def main(order: str) -> None:
+    """Measure what the order says and print the figures as the last line."""
+    told = json.loads(order)
+    print(json.dumps(measure(Side(told["module"], told["settings"]), Work(**told["work"]))))
 
 
 if __name__ == "__main__":

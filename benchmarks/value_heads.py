@@ -86,10 +86,14 @@ def section(folder: Path = record.RESULTS) -> str:
 
 
 def told(values: Sequence[float]) -> str:
-    """Mean and range, in three digits."""
+    """Mean and range, in three digits or whole."""
     if not values:
         return MISSING
-    return f"{statistics.fmean(values):.3g} ({min(values):.3g}–{max(values):.3g})"
+    mean, low, high = (
+        f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        for value in (statistics.fmean(values), min(values), max(values))
+    )
+    return f"{mean} ({low}–{high})"
 
 
 def main() -> None:

@@ -244,7 +244,7 @@ class Warm:
         return self.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     folder = tmp_path_factory.mktemp("warm")
     environment = os.environ | ENVIRONMENT

@@ -188,14 +188,18 @@ def test_one_graph_for_each_role(tiny_llama: Path, fresh_compiler: None):
     for batch in packs():
         it.leaf_logps(batch).sum().backward()
     assert dynamo["stats"]["unique_graphs"] == 3
+    it.fix_reference("adapter")
+    for batch in packs():
+        with torch.no_grad(), it.role(Role.REFERENCE):
+            it.leaf_logps(batch)
+    assert dynamo["stats"]["unique_graphs"] == 4
     assert not dynamo["graph_break"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_compiled_blocks_make_no_product_twice(tiny_llama: Path, fresh_compiler: None, quantization: str):
-    it = run(tiny_llama, quantization)
+def test_compiled_blocks_make_no_product_twice(tiny_llama: Path, fresh_compiler: None):
+    it = run(tiny_llama, "nf4")
     plain = profiled(it)
     it.stage.backbone.blocks.compile(backend="aot_eager_decomp_partition")  # divides graphs as inductor does
     profiled(it)

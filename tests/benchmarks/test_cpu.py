@@ -1,9 +1,8 @@
 """CPU benchmarks: from result files to the README, what is counted, the opponent's flags, and one small run."""
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from lite_align.recipe.schema import SpeedOptions
 
 TRL = "TRL, bf16 base, bf16 autocast"
 SLOW_TRL = "TRL, fp32 base, bf16 autocast"
+Measure = Callable[[sides.Side, Work], dict[str, Any]]
 MACHINE = {"cpu": "A processor, 2 cores", "memory": "8 GiB", "versions": "torch 9", "commit": "abc1234"}
 
 
@@ -220,45 +220,35 @@ def test_bf16_has_both_variants_and_names_are_unique():
 
 @pytest.mark.slow
 @pytest.mark.trl
-def test_a_small_comparison_from_the_command_line(tmp_path: Path):
-    """Rows are made by a seed: what both sides compute of them is known to the token."""
-    out = tmp_path / "out.json"
-    command = ["-m", "benchmarks.dpo", "toy/bf16", "--repeats", "1", "--threads", "1"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            *command,
-            "--folder",
-            str(tmp_path),
-            "--out",
-            str(out),
-            "--set",
-            "train.log_steps=2",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(dpo.__file__).parents[1],
+def test_a_small_comparison_from_the_command_line(
+    forked: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Rows are made by a seed: what both sides compute of them is known to the token. Ours is a fresh process."""
+    fresh, out = sides.run, tmp_path / "out.json"
+    monkeypatch.setattr(
+        sides, "run", lambda side, work: (fresh if side.module == "benchmarks.lite" else forked)(side, work)
     )
-    assert done.returncode == 0, done.stderr
-    assert "TRL, bf16 base, bf16 autocast" in done.stdout
+    line = f"toy/bf16 --repeats 1 --threads 1 --folder {tmp_path} --out {out} --set train.log_steps=2"
+    monkeypatch.setattr(sys, "argv", ["dpo", *line.split()])
+    monkeypatch.chdir(Path(dpo.__file__).parents[1])
+    cases.main(dpo.BENCHMARK, dpo.__doc__)
+    assert "TRL, bf16 base, bf16 autocast" in capsys.readouterr().out
     measured = record.load(out)["toy/bf16"]
     assert measured["sets"] == ["train.log_steps=2"]
-    sides = measured["epochs"]["1"]["sides"]
-    assert set(sides) == {LITE, TRL, SLOW_TRL}
+    found = measured["epochs"]["1"]["sides"]
+    assert set(found) == {LITE, TRL, SLOW_TRL}
     assert all(
-        figures[key]["median"] > 0 for figures in sides.values() for key in ("seconds_per_example", "memory")
+        figures[key]["median"] > 0 for figures in found.values() for key in ("seconds_per_example", "memory")
     )
     # Two layers: see tests/behaviour/test_counters.py.
-    assert sides[LITE]["products_per_microbatch"]["median"] == 3 * 14 + 2 + 5 * 14 - 6
+    assert found[LITE]["products_per_microbatch"]["median"] == 3 * 14 + 2 + 5 * 14 - 6
     # Without padding and with every prompt once.
     (rows,) = tmp_path.glob("*.jsonl")
     ours, theirs = tokens_of(tmp_path, [json.loads(line) for line in rows.read_text().splitlines()])
-    assert sides[LITE]["tokens_per_example"]["median"] == ours
+    assert found[LITE]["tokens_per_example"]["median"] == ours
     assert (
-        sides[TRL]["tokens_per_example"]["median"]
-        == sides[SLOW_TRL]["tokens_per_example"]["median"]
+        found[TRL]["tokens_per_example"]["median"]
+        == found[SLOW_TRL]["tokens_per_example"]["median"]
         >= theirs
     )
 
@@ -310,7 +300,9 @@ def test_both_sides_of_sft_train_alike():
 
 @pytest.mark.slow
 @pytest.mark.trl
-def test_a_small_comparison_of_sft_trains_the_same_tokens_from_the_same_loss(tmp_path: Path):
+def test_a_small_comparison_of_sft_trains_the_same_tokens_from_the_same_loss(
+    warm_sides: None, tmp_path: Path
+):
     work = sft.work_of(tmp_path, sft.TOY["toy/bf16"])
     ours = sides.run(lite_sft.side("bf16"), replace(work, threads=1))
     theirs = [
@@ -350,7 +342,7 @@ def test_both_sides_of_a_reward_model_train_alike():
 
 @pytest.mark.slow
 @pytest.mark.trl
-def test_a_small_comparison_of_reward_models(tmp_path: Path):
+def test_a_small_comparison_of_reward_models(warm_sides: None, tmp_path: Path):
     """Both sides check that they train on all pairs, TRL's that its head is trained."""
     work = reward.BENCHMARK.work(tmp_path, reward.TOY["toy/bf16"])
     ours = sides.run(lite_reward.side("bf16"), replace(work, threads=1))
@@ -412,7 +404,7 @@ def test_both_sides_of_ppo_learn_alike():
 
 
 @pytest.mark.slow
-def test_a_small_comparison_of_ppo(tmp_path: Path):
+def test_a_small_comparison_of_ppo(warm_sides: None, tmp_path: Path):
     from benchmarks import lite_ppo
 
     work = replace(ppo.work_of(tmp_path, ppo.TOY["toy/bf16"]), threads=1)
@@ -425,7 +417,7 @@ def test_a_small_comparison_of_ppo(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_ppo_and_dpo_are_compared_on_as_many_tokens(tmp_path: Path):
+def test_ppo_and_dpo_are_compared_on_as_many_tokens(warm_sides: None, tmp_path: Path):
     found = step_memory.compare(replace(step_memory.work_of(tmp_path, "toy"), threads=1), "bf16", 1)
     tokens = {stage: figures["tokens"]["median"] for stage, figures in found["sides"].items()}
     assert tokens["ppo"] == pytest.approx(

@@ -13,7 +13,7 @@ from lite_align.errors import DriftError, ModelError, RecipeError, TrainingStopp
 from lite_align.model import scalar_head
 from lite_align.model.backbone import Backbone, Role, adapter_digest
 from lite_align.recipe import LoraOptions, ModelOptions, load
-from lite_align.stages import answers, lineage, training
+from lite_align.stages import answers, lineage, reload, training
 from lite_align.stages.command import CommandOptions
 from lite_align.train import fit
 from tests.stages import small
@@ -185,7 +185,10 @@ def test_a_reward_run_is_no_start_for_a_policy(parent, tiny_llama, tmp_path):
     assert "scores answers" in refused(bare, tiny_llama, tmp_path)
 
 
-def test_a_head_that_does_not_fit_is_refused_before_anything_is_written(parent, tiny_llama, tmp_path):
+def test_a_head_that_does_not_fit_is_refused_before_anything_is_written(
+    parent, tiny_llama, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reload, "fresh", lambda *_: None)  # a process of its own takes seconds
     bare = Path(shutil.copytree(parent / "adapters" / "policy", tmp_path / "bare"))
     data = small.write(tmp_path / "rows.jsonl", small.rows(24))
 
