@@ -1,0 +1,1 @@
+"""From answers to the next preferences: candidates, labels, judges, comparisons, gates, and the loop over them."""
