@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from lite_align import __version__
-from lite_align.cli import chat, data, export, inspect, train
+from lite_align.cli import chat, data, evaluate, export, inspect, train
 from lite_align.errors import LiteAlignError, UserError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ for _verb in (
     train.ppo,
     train.run,
     data.check,
+    evaluate.eval_,
     inspect.report,
     chat.chat,
     export.export,
@@ -55,7 +56,7 @@ for _verb in (
     inspect.losses,
     inspect.runs,
 ):
-    app.command(_verb.__name__)(_verb)
+    app.command(_verb.__name__.rstrip("_"))(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -47,6 +47,21 @@ def wilson(hits: int, count: int) -> Interval:
     return Interval(hits / count, float(ends.low), float(ends.high), count)
 
 
+def wilson_share(shares: Sequence[float]) -> Interval:
+    """Mean of values in [0, 1] with the Wilson score interval, as if each were one yes or no.
+
+    A mean of several answers to one prompt varies less than one answer does, so the interval is wide enough for it too.
+    """
+    count = len(shares)
+    if count == 0:
+        return wilson(0, 0)
+    value = statistics.fmean(shares)
+    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    centre = (value + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(value * (1 - value) / count + z**2 / (4 * count**2))
+    return Interval(value, max(0.0, centre - half), min(1.0, centre + half), count)
+
+
 def share_above_zero(values: Sequence[float]) -> Interval:
     """Share of values above zero; zeros decide nothing and are left out, as in the sign test."""
     return wilson(sum(v > 0 for v in values), sum(v != 0 for v in values))

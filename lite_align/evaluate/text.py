@@ -1,5 +1,6 @@
-"""How varied and how repetitive texts are: pure functions of whitespace words, as plain as the signals they give."""
+"""How varied and repetitive texts are, and whether they refuse: pure functions, as plain as the signals they give."""
 
+import re
 from collections.abc import Sequence
 
 Ngram = tuple[str, ...]
@@ -30,3 +31,25 @@ def repeated_ngrams(text: str, n: int) -> float:
     """Share of the n-grams of a text that occurred earlier in the same text; 0 of a text with none."""
     found = ngrams(text, n)
     return 1 - len(set(found)) / len(found) if found else 0.0
+
+
+_REFUSAL = re.compile(
+    r"\b(?:i|we)(?: am|'m|’m| are|'re|’re)?(?: really| truly)?(?: sorry,?(?: but)? (?:i|we))? ?"
+    r"(?:can(?:no|')?t|can not|can’t|could not|couldn'?t|won'?t|won’t|will not|do not|don'?t|don’t|"
+    r"unable to|not able to|not going to|must decline to|have to decline to|decline to|refuse to)"
+    r"(?: \w+ly)? (?:help|assist|provide|give|share|support|do that|answer|comply|fulfil|discuss|create|write|offer|"
+    r"participate|engage|encourage|condone|recommend|tell you how|teach|explain how|be part of|feel comfortable)\b"
+    r"|\b(?:i|we) (?:must|have to|need to|will have to) (?:decline|refuse)\b"
+    r"|\bagainst my (?:guidelines|principles|values|policy)\b",
+    re.IGNORECASE,
+)
+REFUSES_WITHIN = 40
+"""Words in which a refusal begins; one in the middle of a long answer refuses a part of it at most."""
+
+
+def refuses(text: str) -> bool:
+    """Whether an English answer refuses, by its words: a phrase such as "I can't help with that" near its beginning.
+
+    A list of phrases, not a judge: other languages, and refusals that only change the subject, are not seen.
+    """
+    return _REFUSAL.search(" ".join(text.split()[:REFUSES_WITHIN])) is not None

@@ -166,6 +166,12 @@ class Backbone:
             parameter.requires_grad_(False)
         self._switch(self._role)
 
+    def remove(self, role: Role) -> None:
+        """Take the adapter of a role away, so that `add` can give it one of another shape."""
+        lora.detach(self.model, self._adapter(role).name)
+        self._adapters[role] = None
+        self._switch(Role.BASE if self._role is role else self._role)
+
     def _probe_sharing(self) -> bool:
         sharing = attention.can_share(self.model.config)
         reason = sharing.reason
@@ -391,6 +397,11 @@ class Backbone:
     def has(self, role: Role) -> bool:
         """Whether a role has an adapter of its own."""
         return self._adapters.get(role) is not None
+
+    def shape(self, role: Role) -> tuple[int, float, frozenset[str]]:
+        """Rank, scale and layers of a role's adapter."""
+        config = self._adapter(role).config
+        return config.r, lora.scale(config.to_dict()), frozenset(config.target_modules or ())
 
     def parameters(self, role: Role) -> list[tuple[str, nn.Parameter]]:
         """Weights of a role's adapter with their names in PEFT's file, then its head; none if it is the base."""

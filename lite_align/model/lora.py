@@ -138,6 +138,14 @@ def attach(
     return config
 
 
+def detach(model: nn.Module, adapter: str) -> None:
+    """Take an adapter out of all layers; the layers stay, and other adapters with them."""
+    for layer in layers(model):
+        for part in (*layer.adapter_layer_names, *layer.other_param_names):
+            getattr(layer, part).pop(adapter, None)
+    getattr(model, "peft_config", {}).pop(adapter, None)
+
+
 def _whole(alpha: float) -> int:
     """PEFT writes alpha as an integer, and reads a float as well."""
     return int(alpha) if alpha == int(alpha) else alpha  # pyright: ignore[reportReturnType]

@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lite_align.assets import world
-from lite_align.data import forest
 from lite_align.data.types import Prompt, Tree
 from lite_align.evaluate.text import distinct_n, repeated_ngrams
 from lite_align.losses import ppo
@@ -111,26 +109,12 @@ class HeldOut:
                 found[f"refusal/{name}"] = fmean(group)
         return found
 
-    @torch.no_grad()
     def _preferences(self, collector: Collector) -> list[float]:
         """1 for every held-out pair whose chosen answer the policy finds likelier, 0.5 for a tie."""
-        backbone = collector.backbone
-
-        def preferred(pack: list[Tree]) -> Tensor:
-            with backbone.role(Role.POLICY):
-                chosen, rejected = (
-                    backbone.leaf_logps(passes.to_batch(pack, backbone.device)).view(-1, 2).unbind(1)
-                )
-            return (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
-
-        found = [0.0] * len(self.pairs)
-        packs = forest.pack(self.pairs, collector.budget.tokens)
-        for pack, values in passes.in_packs(
-            self.pairs, packs, preferred, collector.budget, where="the evaluation"
-        ):
-            for number, value in zip(pack, values.tolist(), strict=True):
-                found[number] = value
-        return found
+        logps = passes.leaf_logps(
+            collector.backbone, Role.POLICY, self.pairs, collector.budget, where="the evaluation"
+        )
+        return [float(chosen > rejected) + 0.5 * (chosen == rejected) for chosen, rejected in logps]
 
     # Of the last measurement.
 

@@ -1,10 +1,8 @@
 """Held-out pairs that a policy is measured on: a file of their own, or those of the reward run that it learns from."""
 
-from typing import Any
-
 from lite_align.data.render import Renderer
 from lite_align.data.types import Pair, Tree
-from lite_align.errors import DataError, LiteAlignError
+from lite_align.errors import LiteAlignError
 from lite_align.recipe import DataOptions, PairDataOptions, PPORecipe, from_dict
 from lite_align.stages import rows
 from lite_align.stages.pairs import PAIRS
@@ -44,12 +42,5 @@ def of_reward_run(source: RewardSource, renderer: Renderer) -> list[Tree]:
     Raises:
         DataError: its file cannot be read, or is not what it was.
     """
-    theirs: Any = from_dict(dict(source.record["recipe"]))
-    if theirs.data.held_out_path is not None:
-        return [tree for _, tree in read(theirs.data, theirs.data.held_out_path, renderer)]
-    found = rows.read(PAIRS, theirs.data, theirs.data.path)
-    if found.table.sha256 != source.record["hashes"].get("data"):
-        raise DataError(f"{theirs.data.path} has changed since, so nobody knows which pairs it held out.")
-    examples = rows.render(PAIRS, found.rows, renderer, theirs.data).examples
-    _, held_out = rows.hold_out(PAIRS, examples, theirs.data, theirs.train.seed)
-    return [tree for _, tree in held_out]
+    theirs = from_dict(dict(source.record["recipe"]))
+    return [tree for _, tree in rows.held_out_of(PAIRS, theirs, source.record["hashes"], renderer)]

@@ -8,6 +8,7 @@ import torch
 
 from lite_align.data import forest
 from lite_align.data.types import Tree
+from lite_align.model.backbone import Backbone, Role
 from lite_align.train.faults import Shortage, Size, TokenBudget, attempt
 
 T = TypeVar("T")
@@ -35,6 +36,35 @@ def packs(trees: Sequence[Tree], tokens: int) -> list[list[Tree]]:
 def batches(trees: Sequence[Tree], tokens: int, device: torch.device) -> list[forest.Batch]:
     """Pack trees into batches of at most so many tokens on a device."""
     return [to_batch(pack, device) for pack in packs(trees, tokens)]
+
+
+@torch.no_grad()
+def leaf_logps(
+    backbone: Backbone,
+    role: Role,
+    trees: Sequence[Tree],
+    budget: TokenBudget,
+    *,
+    where: str,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[list[float]]:
+    """Log-probs under a role of the trained tokens of every leaf, summed, tree by tree; see `in_packs`.
+
+    `advance` is told how many more trees are done.
+    """
+
+    def measured(pack: list[Tree]) -> list[list[float]]:
+        batch = to_batch(pack, backbone.device)
+        with backbone.role(role):
+            logps = backbone.leaf_logps(batch).tolist()
+        return [logps[a:b] for a, b in zip(batch.first_leaf, batch.first_leaf[1:])]
+
+    found: list[list[float]] = [[] for _ in trees]
+    for pack, results in in_packs(trees, forest.pack(trees, budget.tokens), measured, budget, where=where):
+        for number, logps in zip(pack, results, strict=True):
+            found[number] = logps
+        advance(len(pack))
+    return found
 
 
 def in_packs(

@@ -179,16 +179,22 @@ class Collector:
     # 1. Collect.
 
     def sample(
-        self, asked: Sequence[Asked], samples: int, seed: int, advance: Callable[[int], None] | None = None
+        self,
+        asked: Sequence[Asked],
+        samples: int,
+        seed: int,
+        advance: Callable[[int], None] | None = None,
+        *,
+        role: Role = Role.POLICY,
     ) -> list[Sampled]:
-        """Answers of the policy, those to a prompt side by side; sampled again in smaller batches without memory.
+        """Answers of a role, those to a prompt side by side; sampled again in smaller batches without memory.
 
         What is sampled depends on the seed and the places of prompt and answer alone, not on the batch.
         """
         options = self.options
 
         def drawn() -> list[list[Sampled]]:
-            with self.backbone.role(Role.POLICY):
+            with self.backbone.role(role):
                 return self.backbone.sample(
                     [one.ids for one in asked],
                     samples=samples,
@@ -222,7 +228,7 @@ class Collector:
         """Measure answers under every role, each in packed passes without gradients."""
         ragged = Ragged(tuple(len(one.ids) for one in answers))
         stopped = tuple(one.ids[-1] in self.renderer.stop_ids for one in answers)
-        texts = tuple(self._text(one.ids) for one in answers)
+        texts = tuple(self.text(one.ids) for one in answers)
         trees = self._trees(asked, [(one.ids, len(one.ids)) for one in answers], samples)
         measure = partial(self._measure, ragged=ragged, samples=samples)
         kind = None if value_head is None else value_head.kind
@@ -269,7 +275,8 @@ class Collector:
         tells = [line for source in self.text_rewards for line in source.errors.tell()]
         rewards.require_enough(rollout.scores, tells)
 
-    def _text(self, ids: Ids) -> str:
+    def text(self, ids: Ids) -> str:
+        """An answer as people read it."""
         return str(self.backbone.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _trees(self, asked: Sequence[Asked], answers: Sequence[tuple[Ids, int]], samples: int) -> list[Tree]:
@@ -340,12 +347,14 @@ class Collector:
         weights: Mapping[str, float],
         stopped: Sequence[bool],
     ) -> tuple[float | None, ...]:
-        """The reward of every answer: the weighted sum, or what an answer without a stop token gets."""
+        """The reward of every answer: the weighted sum, or what an answer without a stop token gets; None of no source."""
         counted = dict(sources)
         if self.model_reward is not None:
             counted[MODEL] = [
                 None if score is None else self.model_reward.value(score) for score in sources[MODEL]
             ]
+        if not counted:
+            return (None,) * len(stopped)
         summed = rewards.total(counted, weights)
         return tuple(
             self.options.missing_stop if score is not None and not stop else score

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from lite_align.data import formats, lint, sources, split
 from lite_align.data.formats.detection import Wanted
 from lite_align.data.types import Conversation, Rendered, Row, Tree
 from lite_align.errors import DataError
-from lite_align.recipe import DataOptions, PairDataOptions
+from lite_align.recipe import DataOptions, PairDataOptions, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,6 +202,33 @@ def hold_out(
         [row for row, _ in examples], kind.prompt, options.held_out, seed, noun=kind.noun
     )
     return [(row, trees[id(row)]) for row in train], [(row, trees[id(row)]) for row in held_out]
+
+
+def held_out_of(
+    kind: Kind[RowT], recipe: Recipe, hashes: Mapping[str, Any], renderer: "Renderer"
+) -> list[tuple[RowT, Tree]]:
+    """The rows that a run held out, each with its tree.
+
+    Args:
+        kind: of its rows.
+        recipe: of the run.
+        hashes: that the run recorded.
+        renderer: of the base.
+
+    Raises:
+        DataError: its file cannot be read, or is not what it was.
+    """
+    options = recipe.data
+    if options.held_out_path is not None:
+        found = read(kind, options, options.held_out_path)
+        return render(kind, found.rows, renderer, options).examples
+    found = read(kind, options, options.path)
+    if found.table.sha256 != hashes.get("data"):
+        raise DataError(
+            f"{options.path} has changed since, so nobody knows which {kind.noun} it held out.",
+            remedy="Give the file as it was, or another one.",
+        )
+    return hold_out(kind, render(kind, found.rows, renderer, options).examples, options, recipe.train.seed)[1]
 
 
 def require_no_leak(kind: Kind[RowT], train: Sequence[RowT], held_out: Sequence[RowT], path: str) -> None:

@@ -55,15 +55,24 @@ class FinishedRun:
 
 
 def attach(backbone: Backbone, role: Role, folder: Path) -> None:
-    """Give a backbone a further, frozen role from an adapter folder, with the shape that the folder has.
+    """Give a role of a backbone the adapter of a folder, frozen and in the shape that the folder has.
 
     Raises:
         ModelError: it cannot be read, or does not fit the base.
     """
     config, _ = lora.read_adapter(folder)
-    shape = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": tuple(config["target_modules"])}
-    backbone.add(role, LoraOptions.model_validate({**shape, "dropout": 0.0}))
+    shape = config["r"], lora.scale(config), frozenset(config["target_modules"])
+    if backbone.has(role) and backbone.shape(role) != shape:
+        backbone.remove(role)
+    if not backbone.has(role):
+        backbone.add(role, shape_of(config))
     backbone.load_adapter(role, folder)
+
+
+def shape_of(config: Mapping[str, Any]) -> LoraOptions:
+    """The recipe's block for the shape that an adapter has by its configuration."""
+    shape = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": tuple(config["target_modules"])}
+    return LoraOptions.model_validate({**shape, "dropout": 0.0})
 
 
 def read_finished(folder: Path) -> FinishedRun:

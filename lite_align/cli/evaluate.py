@@ -1,0 +1,66 @@
+"""`eval`, `compare` and what follows from them: what a model is worth, and whether it may go on."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lite_align.cli import options
+
+Gates = Annotated[
+    list[str] | None,
+    typer.Option("--gate", metavar="CONDITION", help='As "win_rate>=0.55"; exit 3 if not met; repeatable.'),
+]
+Samples = Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Answers to each prompt.")]
+Prompts = Annotated[
+    int, typer.Option("--prompts", metavar="N", min=1, help="Most prompts that are answered.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="T", min=0.0, help="0: always the likeliest token.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the sampling.")]
+
+
+def typed() -> str:
+    """The command line as it was typed."""
+    return shlex.join(["lite-align", *sys.argv[1:]])
+
+
+def eval_(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or an adapter folder.")],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="In place of what the run held out.")
+    ] = None,
+    probes: Annotated[
+        str | None,
+        typer.Option(
+            "--probes", metavar="FILE", help="Prompts of yours, some with expect: refuse or answer."
+        ),
+    ] = None,
+    gate: Gates = None,
+    samples: Samples = 1,
+    prompts: Prompts = 200,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 256,
+    seed: Seed = 42,
+    model: options.Model = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For the results [default: the run folder].")
+    ] = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure what a run gained and lost on held-out rows and on probes."""
+    from lite_align.flywheel import evaluation
+    from lite_align.stages.speaker import Sampling
+    from lite_align.view import View
+
+    sampling = Sampling(temperature, 1.0, max_tokens, seed)
+    wanted = evaluation.Options(
+        data, probes, prompts, samples, sampling, model, out, tuple(gate or ()), typed()
+    )
+    raise typer.Exit(evaluation.evaluate(run, wanted, View(quiet, json)))

@@ -1,0 +1,196 @@
+"""`lite-align eval RUN`: what a model gained and lost on held-out rows and on probes, against what it started from."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lite_align.data.types import Chat, Pair, Tree
+from lite_align.errors import UserError
+from lite_align.evaluate import figures, gates
+from lite_align.evaluate.figures import Figures
+from lite_align.evaluate.statistics import signed
+from lite_align.flywheel import gating, questions, sides
+from lite_align.flywheel.bench import Bench
+from lite_align.flywheel.questions import Questions, expectation
+from lite_align.flywheel.replies import Reply, measure
+from lite_align.losses import ppo
+from lite_align.model.backbone import Role
+from lite_align.stages.speaker import Sampling
+from lite_align.train import files
+from lite_align.view import View, number
+
+FILE, ROWS = "eval.json", "eval.jsonl"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `eval` measures.
+
+    Attributes:
+        data: file of pairs, conversations or prompts in place of what the run held out.
+        probes: file of prompts, some of them marked `expect`.
+        prompts: most prompts of the data that are answered.
+        samples: answers to each.
+        sampling: how they are drawn.
+        model: name of the base, where nothing says it.
+        out: folder of the results; the run's own if None.
+        gates: conditions, see `evaluate.gates`.
+        command: as typed, for the record.
+    """
+
+    data: str | None
+    probes: str | None
+    prompts: int
+    samples: int
+    sampling: Sampling
+    model: str | None = None
+    out: Path | None = None
+    gates: tuple[str, ...] = ()
+    command: str = ""
+
+
+def evaluate(name: str, options: Options, view: View) -> int:
+    """Measure a run or an adapter, write eval.json and eval.jsonl, and return the exit code: 3 if a gate does not pass.
+
+    Raises:
+        UserError: it is nothing that can be measured, or there is nothing to measure it on.
+    """
+    wanted = [gates.parse(text) for text in options.gates]
+    side = sides.find(name)
+    if side.adapter is None:
+        raise UserError("The base is what others are measured against.", remedy="Give a run or an adapter.")
+    if side.run is None and options.data is None and options.probes is None:
+        raise UserError(f"{name} held nothing out.", remedy="Give --data FILE or --probes FILE.")
+    out = options.out or (side.run.folder if side.run is not None else None)
+    if out is None:
+        raise UserError(f"{name} is no run folder to write to.", remedy="Give --out FOLDER.")
+    started = time.monotonic()
+    given = None if options.data is None else questions.read(options.data)
+    probes = None if options.probes is None else questions.read(options.probes)
+    base = sides.common_base([side], options.model)
+    bench = Bench(base, [side], options.sampling, view)
+    bench.put(side.reference, Role.REFERENCE)
+    bench.put(side, Role.POLICY)
+    kind, examples = _rows(side, options, bench)
+    found = _measured_rows(examples, bench, _beta(side), view)
+    if given is None and side.run is not None:
+        given = _held_out_questions(side, [row for row, _ in examples])
+    asked = [
+        one.first(options.prompts) if one is given else one for one in (given, probes) if one is not None
+    ]
+    view.section("eval", f"{side.name} against {side.reference.name}", *(one.told() for one in asked))
+    replies = [reply for one in asked for reply in _replies(one, bench, options.samples, view)]
+    found |= measure(replies)
+    record = {
+        "schema": 1,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": options.command,
+        "side": side.facts,
+        "against": side.reference.facts,
+        "data": _data_record(given, len(examples), kind),
+        "probes": None if probes is None else _data_record(probes, 0, ""),
+        "sampling": {**asdict(options.sampling), "samples": options.samples},
+        "seconds": round(time.monotonic() - started, 1),
+        "figures": {label: figure.record() for label, figure in found.items()},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    with files.explained(out / FILE):
+        files.replace(out / ROWS, b"".join(files.dump_json(reply.row()) + b"\n" for reply in replies))
+        files.replace(out / FILE, files.dump_json(record, indent=1))
+    show(found, view)
+    view.section("saved", f"{out / FILE}")
+    view.json_record(record)
+    return gating.settle(wanted, found, out, view) if wanted else 0
+
+
+def _rows(side: sides.Side, options: Options, bench: Bench) -> tuple[str, list[tuple[Any, Tree]]]:
+    """The rows whose log-probs are measured: of the file that was given, or held out by the run."""
+    if options.data is not None:
+        kind, found = questions.rows_of(options.data, bench.positions, bench.renderer)
+    elif side.run is not None:
+        kind, found = questions.held_out(side.run, bench.renderer)
+    else:
+        return "", []
+    return kind.noun, found
+
+
+def _held_out_questions(side: sides.Side, found: Sequence[Any]) -> Questions:
+    assert side.run is not None
+    sha256 = str((side.run.record.get("hashes") or {}).get("data", ""))
+    return questions.of_rows(f"{side.name} (held out)", sha256, found)
+
+
+def _beta(side: sides.Side) -> float:
+    """What a margin is multiplied with: the run's own beta, 1 where it has none."""
+    value = getattr(getattr(side.run and side.run.recipe, "loss", None), "beta", 1.0)
+    return value if isinstance(value, float) else 1.0
+
+
+def _measured_rows(examples: Sequence[tuple[Any, Tree]], bench: Bench, beta: float, view: View) -> Figures:
+    """Loss of the good answers, and of pairs the margin and the share that is ranked right."""
+    kept = [(row, tree) for row, tree in examples if isinstance(row, Pair | Chat)]
+    if not kept:
+        return {}
+    trees = [replace(tree, key=number) for number, (_, tree) in enumerate(kept)]
+    with view.bar("held out", 2 * len(trees), "rows") as bar:
+        before, after = (bench.logps(role, trees, bar.advance) for role in (Role.REFERENCE, Role.POLICY))
+    sizes = [sum(tree.root_trained) + sum(tree.leaves[0].trained) for tree in trees]
+    places = figures.groups([row.category for row, _ in kept], [len(tree.root) for tree in trees])
+
+    def loss(logps: Sequence[Sequence[float]]) -> list[float]:
+        return [-one[0] / max(1, size) for one, size in zip(logps, sizes, strict=True)]
+
+    found = figures.measure("loss", places, loss(after), loss(before), unit="nats a token", better="lower")
+    if not all(isinstance(row, Pair) for row, _ in kept):
+        return found
+    gaps = [[chosen - rejected for chosen, rejected in logps] for logps in (before, after)]
+    margins = [beta * (now - was) for was, now in zip(*gaps, strict=True)]
+    ranked = [[0.5 * (1 + (gap > 0) - (gap < 0)) for gap in side] for side in (*gaps, margins)]
+    found |= figures.measure("margin", places, margins, [0.0] * len(margins), better="higher")
+    found |= figures.measure(
+        "accuracy", places, ranked[2], [0.5] * len(margins), unit="share", better="higher"
+    )
+    return found | figures.measure(
+        "prefers_chosen", places, ranked[1], ranked[0], unit="share", better="higher"
+    )
+
+
+def _replies(asked: Questions, bench: Bench, samples: int, view: View) -> list[Reply]:
+    """Both sides' answers to the same prompts, with the same random numbers."""
+    prompts = bench.ask(asked)
+    with view.bar("answers", 2 * samples * len(prompts), "answers") as bar:
+        before, after = (
+            bench.answers(role, prompts, samples, bar.advance) for role in (Role.REFERENCE, Role.POLICY)
+        )
+    rollout = bench.collector.score(prompts, [answer.sampled for answer in after], samples)
+    kl = rollout.ragged.padded(ppo.k1(rollout.logps, rollout.reference_logps)).sum(1).tolist()
+    groups = [slice(n * samples, (n + 1) * samples) for n in range(len(prompts))]
+    return [
+        Reply(one, asked.name, expectation(one.columns, one.row.source), before[own], after[own], kl[own])
+        for one, own in zip(prompts, groups, strict=True)
+    ]
+
+
+def _data_record(asked: Questions | None, examples: int, kind: str) -> dict[str, Any]:
+    name, sha256, prompts = (asked.name, asked.sha256, len(asked.prompts)) if asked else ("", "", 0)
+    return {"path": name, "sha256": sha256, "prompts": prompts, "rows": examples, "kind": kind}
+
+
+def show(found: Figures, view: View) -> None:
+    """A table of figures: all prompts first, then groups."""
+    rows = [
+        (
+            label,
+            "–" if figure.before is None else number(figure.before),
+            f"{number(figure.value)} [{number(figure.low)}, {number(figure.high)}]",
+            "–" if figure.change is None else signed(figure.change),
+            f"{figure.count:,}",
+            figure.unit,
+        )
+        for label, figure in sorted(found.items(), key=lambda item: "/" in item[0])
+    ]
+    header = ("figure", "before", "after [95 %]", "change [95 %]", "n", "unit")
+    view.table("Held out and probes", header, rows)
