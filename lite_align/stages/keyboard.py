@@ -1,6 +1,7 @@
 """Lines and single keys from a person at a terminal, or from a pipe."""
 
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ _KEYS = {
     "\r": "enter",
     "\n": "enter",
 }
+_SEQUENCE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\[O])", re.DOTALL)
 _REST_SECONDS = 0.05
 """How long the rest of a key's sequence is waited for; over a slow line it comes in pieces."""
 
@@ -60,7 +62,7 @@ def _key() -> str:
         if pressed == b"\x1b":
             while len(pressed) < 8 and select.select([descriptor], [], [], _REST_SECONDS)[0]:
                 pressed += os.read(descriptor, 1)
-                if pressed[-1:].isalpha() and pressed != b"\x1bO":
+                if _SEQUENCE.fullmatch(pressed):
                     break
     if pressed in (b"", b"\x04"):
         raise EOFError
@@ -75,11 +77,11 @@ def _unbuffered(descriptor: int) -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(descriptor)
-    tty.setcbreak(descriptor)
+    tty.setcbreak(descriptor, termios.TCSANOW)  # not TCSAFLUSH, which would lose keys that came early
     try:
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def _piped() -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lite_align.flywheel.label.session import HIDDEN_VOTES, KNOWN_ANSWERS, YOURSELF, Progress, Shared
 
-_WHOM = {KNOWN_ANSWERS: "known answers", YOURSELF: "own earlier votes"}
+_WHOM = {KNOWN_ANSWERS: "known answers", YOURSELF: "your own earlier ones"}
 
 
 def progress(now: Progress) -> str:
@@ -22,7 +22,9 @@ def agreement(shared: Sequence[Shared] | None) -> list[str]:
         return [f"agreement is shown after {HIDDEN_VOTES} votes"]
     if not shared:
         return ["agreement: nobody else has voted on these yet"]
-    return [f"{_WHOM.get(one.whom, one.whom)}: {one.equal:,} of {one.count:,} equal" for one in shared]
+    return [
+        f"equal votes with {_WHOM.get(one.whom, one.whom)}: {one.equal:,} of {one.count:,}" for one in shared
+    ]
 
 
 def _time(seconds: float) -> str:
