@@ -63,10 +63,5 @@ def upcoming(
     return min(slots, key=lambda slot: slot.turn > 0 or slot.comparison not in disputed, default=None)
 
 
-def differ(choices: Iterable[str]) -> bool:
-    """Whether annotators differ; one who cannot say does not."""
-    return len(set(choices) - {"skip"}) > 1
-
-
 def _draw(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8])

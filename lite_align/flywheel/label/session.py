@@ -1,7 +1,7 @@
 """A session of labelling, whatever shows it: the next question, votes and their taking back, progress, agreement."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
@@ -9,6 +9,7 @@ from typing import Literal, cast, get_args
 
 from lite_align.data.votes import Choice, Comparison, Vote
 from lite_align.errors import UserError
+from lite_align.evaluate.agreement import FEWEST, cohen, label
 from lite_align.flywheel.items import Items
 from lite_align.flywheel.label import order
 from lite_align.flywheel.label.ballot import Ballot, Tally
@@ -90,6 +91,13 @@ class Shared:
     whom: str
     equal: int
     count: int
+    kappa: float | None = None
+
+    @classmethod
+    def of(cls, whom: str, both: Sequence[tuple[Hashable, Hashable]]) -> "Shared":
+        """Of pairs of labels; Cohen's kappa where there are at least ten."""
+        kappa = cohen(*zip(*both)) if len(both) >= FEWEST else None
+        return cls(whom, sum(own == theirs for own, theirs in both), len(both), kappa)
 
 
 class Session:
@@ -206,25 +214,23 @@ class Session:
         standing = self.ballot.tally.standing(annotator)
         if len(standing) < HIDDEN_VOTES:
             return None
-        pairs: dict[str, list[tuple[str, str]]] = {}
+        pairs: dict[str, list[tuple[str | None, str | None]]] = {}
         for name, comparison in self.comparisons.items():
-            said = self._counting(name)
-            own = said.pop(annotator, None)
-            if own is None:
+            said = {who: label(vote.comparison, vote.choice) for who, vote in self._counting(name).items()}
+            if (own := said.pop(annotator, None)) is None:
                 continue
-            for other, vote in said.items():
-                pairs.setdefault(other, []).append((own.choice, vote.choice))
+            for other, theirs in said.items():
+                pairs.setdefault(other, []).append((own, theirs))
             if comparison.expected is not None:
-                pairs.setdefault(KNOWN_ANSWERS, []).append((own.choice, comparison.expected))
-        first: dict[str, str] = {}
-        for given in standing:
-            if given.comparison in first:
-                pairs.setdefault(YOURSELF, []).append((first[given.comparison], given.vote.choice))
-            first[given.comparison] = given.vote.choice
-        said_both = {name: [pair for pair in both if "skip" not in pair] for name, both in pairs.items()}
-        return [
-            Shared(name, sum(a == b for a, b in both), len(both)) for name, both in said_both.items() if both
-        ]
+                pairs.setdefault(KNOWN_ANSWERS, []).append((own, label(comparison, comparison.expected)))
+        before: dict[str, str | None] = {}
+        for name, vote in standing:
+            said_now = label(vote.comparison, vote.choice)
+            if name in before:
+                pairs.setdefault(YOURSELF, []).append((before[name], said_now))
+            before[name] = said_now
+        told = {whom: [pair for pair in both if None not in pair] for whom, both in pairs.items()}
+        return [Shared.of(whom, both) for whom, both in told.items() if both]
 
     def _plan(self, annotator: str) -> list[order.Slot]:
         if annotator not in self._plans:
@@ -244,11 +250,13 @@ class Session:
         return {**earlier.get(comparison, {}), **own.get(comparison, {})}
 
     def _disputed(self) -> set[str]:
-        return {
-            name
-            for name in self.comparisons
-            if order.differ(vote.choice for vote in self._counting(name).values())
-        }
+        """Comparisons on which two annotators said different things; one that cannot say does not differ."""
+        found: set[str] = set()
+        for name in self.comparisons:
+            votes = self._counting(name).values()
+            if len({label(vote.comparison, vote.choice) for vote in votes} - {None}) > 1:
+                found.add(name)
+        return found
 
     def _time(self) -> str:
         return self._now().isoformat(timespec="milliseconds")

@@ -23,7 +23,9 @@ def agreement(shared: Sequence[Shared] | None) -> list[str]:
     if not shared:
         return ["agreement: nobody else has voted on these yet"]
     return [
-        f"equal votes with {_WHOM.get(one.whom, one.whom)}: {one.equal:,} of {one.count:,}" for one in shared
+        f"equal votes with {_WHOM.get(one.whom, one.whom)}: {one.equal:,} of {one.count:,}"
+        + ("" if one.kappa is None else f" · kappa {one.kappa:.2f}")
+        for one in shared
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_align.flywheel.label.order import Slot, differ, first, plan, still_open, upcoming
+from lite_align.flywheel.label.order import Slot, first, plan, still_open, upcoming
 
 NAMES = [f"item-{number}" for number in range(100)]
 
@@ -72,9 +72,3 @@ def test_what_was_taken_back_is_next_then_what_is_disputed(
 ) -> None:
     assert upcoming(SLOTS, taken_back=taken_back, disputed=disputed) == expected
     assert upcoming([], taken_back=taken_back, disputed=disputed) is None
-
-
-@pytest.mark.parametrize(("choices", "expected"), [("aa", False), ("ab", True), ("a", False), ("", False)])
-def test_annotators_differ_when_two_say_different_things(choices: str, expected: bool) -> None:
-    assert differ(choices) is expected
-    assert differ([*choices, "skip"]) is expected

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -171,6 +172,28 @@ def test_agreement_is_hidden_until_ten_votes_and_counts_equal_ones(tmp_path: Pat
             Shared(YOURSELF, 3, 3),
         ]
         assert session.agreement("ben") is None
+
+
+def test_kappa_and_disputes_know_an_answer_on_whichever_side_it_stood(tmp_path: Path) -> None:
+    # ben: a (1), b (9); ann: a (2), b (8), of which 9 are equal. p_o = 0.9, p_e = 0.1·0.2 + 0.9·0.8 = 0.74.
+    theirs = [vote(number, "a" if number < 1 else "b", "ben") for number in range(10)]
+    swapped = [
+        replace(
+            one,
+            comparison=replace(one.comparison, a=one.comparison.b, b=one.comparison.a),
+            choice={"a": "b", "b": "a"}[one.choice],
+        )
+        for one in theirs
+    ]
+    with opened(tmp_path, items(10, tuple(swapped)), disagreements=True) as session:
+        while question := session.question("ann"):
+            number = int(question.comparison.a.removeprefix("a-"))
+            choose(session, "a" if number < 2 else "b")
+        found = session.agreement("ann")
+        assert found is not None
+        assert (found[0].whom, found[0].equal, found[0].count) == ("ben", 9, 10)
+        assert found[0].kappa == pytest.approx((0.9 - 0.74) / (1 - 0.74))
+        assert say(session, "skip", "cat").comparison.id == comparison(1).id
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 61, "ann\x1b[2J", "ann\u202e", "a\0b"])

@@ -15,8 +15,8 @@ def test_progress_in_words() -> None:
 def test_agreement_in_words() -> None:
     assert agreement(None) == ["agreement is shown after 10 votes"]
     assert agreement([]) == ["agreement: nobody else has voted on these yet"]
-    assert agreement([Shared("ben", 12, 14), Shared(KNOWN_ANSWERS, 2, 2), Shared(YOURSELF, 0, 1)]) == [
-        "equal votes with ben: 12 of 14",
+    assert agreement([Shared("ben", 12, 14, 0.714), Shared(KNOWN_ANSWERS, 2, 2), Shared(YOURSELF, 0, 1)]) == [
+        "equal votes with ben: 12 of 14 · kappa 0.71",
         "equal votes with known answers: 2 of 2",
         "equal votes with your own earlier ones: 0 of 1",
     ]
