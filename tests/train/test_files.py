@@ -103,7 +103,12 @@ def test_an_append_that_is_synced_is_on_the_disk_or_not_there(tmp_path: Path) ->
         files.append(path, b"second\n", sync=True)
     steps = [(operation.kind, operation.path) for operation in told]
     assert steps == [
-        *(("open", path), ("write", path), ("fsync", path), ("fsync", tmp_path)),  # the name of a new file too
+        *(
+            ("open", path),
+            ("write", path),
+            ("fsync", path),
+            ("fsync", tmp_path),
+        ),  # the name of a new file too
         *(("open", path), ("write", path), ("fsync", path)),
     ]
     with pytest.raises(OSError, match="Input/output"), files.observed(files.Fault("fsync", 1, errno.EIO)):
