@@ -1,6 +1,7 @@
 """Shared fixtures: no network, one thread, and a tiny real model folder (Llama, byte-level BPE, chat template)."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
@@ -9,9 +10,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Tests run side by side, one on each core: what they start has one thread too, and does not wait by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Bytecode is kept, also where the environment forbids it: else every fresh process compiles the whole package (0.5 s).
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import pytest
 import torch
+
+sys.dont_write_bytecode = False
 
 # As `load_model` does; before the first parallel operation, because threads inherit it when they are made.
 torch.set_flush_denormal(True)
