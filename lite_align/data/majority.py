@@ -62,7 +62,7 @@ def decide(votes: Iterable[Vote]) -> list[Decision]:
 
 
 def _decision(comparison: Comparison, votes: list[Vote], skipped: int) -> Decision:
-    said = Counter(_meant(vote, comparison) for vote in votes)
+    said = Counter(meant(vote, comparison) for vote in votes)
     if not said:
         why = f"skipped by {skipped:,}" if skipped else "every vote was taken back"
         return Decision(comparison, (), None, 0.0, why)
@@ -78,8 +78,8 @@ def _decision(comparison: Comparison, votes: list[Vote], skipped: int) -> Decisi
     return Decision(comparison, tuple(votes), better, weight(count, other, len(votes)))
 
 
-def _meant(vote: Vote, comparison: Comparison) -> str:
-    """The choice in terms of a comparison whose answers may stand the other way round."""
+def meant(vote: Vote, comparison: Comparison) -> str:
+    """The choice of a vote in terms of a comparison whose answers may stand the other way round."""
     if vote.choice not in ("a", "b") or vote.comparison.a == comparison.a:
         return vote.choice
     return "b" if vote.choice == "a" else "a"

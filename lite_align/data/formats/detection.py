@@ -122,7 +122,7 @@ def try_convert(
 ) -> tuple[list[Row], list[Problem]]:
     """Convert the rows that fit the format, and name the others (for `check --fix`)."""
     chosen = FORMATS[detection.name]
-    rows, problems = _read_all(_renamed(table, mapping or {}), chosen)
+    rows, problems = read_rows(table, detection, mapping)
     if chosen.kind == "rated" and detection.kind == "pair":
         return list(thumbs.pair_up([row for row in rows if isinstance(row, Rated)])), problems
     if chosen.together is not None:
@@ -132,6 +132,13 @@ def try_convert(
         taken_apart = thumbs.take_apart(row for row in converted if isinstance(row, Pair))
         return [*taken_apart, *(row for row in converted if isinstance(row, Unused))], problems
     return converted, problems
+
+
+def read_rows(
+    table: RawTable, detection: Detection, mapping: Mapping[str, str] | None = None
+) -> tuple[list[Row], list[Problem]]:
+    """Each row by the detected format alone, before any are put together, and those that do not fit it."""
+    return _read_all(_renamed(table, mapping or {}), FORMATS[detection.name])
 
 
 def _pairs_of(row: Row, every_pair: bool) -> Sequence[Row]:
