@@ -3,8 +3,8 @@
 A new format is one function in `pairs.py` or `singles.py` and one sample file in `data_samples/formats/`.
 """
 
-# importing the two modules fills FORMATS
-from lite_align.data.formats import pairs, singles
+# importing the modules fills FORMATS
+from lite_align.data.formats import pairs, singles, votes
 from lite_align.data.formats.detection import Detection, convert, detect, try_convert
 from lite_align.data.formats.registry import FORMATS, Format, Problem
 
@@ -18,4 +18,5 @@ __all__ = [
     "pairs",
     "singles",
     "try_convert",
+    "votes",
 ]
