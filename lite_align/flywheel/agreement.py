@@ -175,7 +175,7 @@ def _show_data(
     undecided = Counter(
         decision.why.partition(",")[0].partition(":")[0] for decision in decisions if not decision.better
     )
-    left = " · ".join(f"{count:,} {why}" for why, count in undecided.most_common())
+    left = " · ".join(f"{why} ({count:,})" for why, count in undecided.most_common())
     view.section(
         "data",
         f"{', '.join(paths)} · {len(ballots.votes):,} votes of {len(found.annotators):,} annotators",

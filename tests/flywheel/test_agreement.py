@@ -58,7 +58,7 @@ def shown(*paths: str, pairs: Path | None = None) -> str:
 def test_figures_and_what_is_to_be_discussed_are_shown(tmp_path: Path) -> None:
     text = shown(write(tmp_path / "v.jsonl", agreeing()))
     assert "60 votes of 2 annotators" in text
-    assert "29 with a preferred answer; without: 1 annotators differ" in text
+    assert "29 with a preferred answer; without: annotators differ (1)" in text
     assert "discuss ann: a · ben: b · fact" in text
     assert "prompt: Question 0?" in text
     assert "more comparisons" not in text
