@@ -52,6 +52,7 @@ for _verb in (
     chat.chat,
     export.export,
     flywheel.label,
+    flywheel.agreement,
     inspect.doctor,
     inspect.losses,
     inspect.runs,

@@ -1,4 +1,4 @@
-"""The flywheel: `label`."""
+"""The flywheel: `label` and `agreement`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -72,3 +72,22 @@ def label(
         port=port,
     )
     start(file, asked, View())
+
+
+def agreement(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files of votes.")],
+    to: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--to", metavar="pairs OUT", help="Write what the votes come to as weighted pairs."),
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say how far annotators agree, and what to discuss."""
+    from lite_align.errors import UserError
+    from lite_align.flywheel.agreement import report
+    from lite_align.view import View
+
+    if to is not None and to[0] != "pairs":
+        raise UserError(f"--to {to[0]} is not known", remedy="Votes become pairs: --to pairs OUT.jsonl")
+    report(files, View(json=json), pairs=to[1] if to else None)

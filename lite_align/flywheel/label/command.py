@@ -70,7 +70,8 @@ def label(file: str, options: LabelOptions, view: View) -> None:
 
             server.serve(session, show, name=Path(file).name, annotator=annotator, port=options.port)
         view.section("saved", f"{ballot.rows - before:,} new rows, {ballot.rows:,} in all → {out}")
-        view.section("next", f"lite-align dpo {out}")
+        if ballot.rows:
+            view.section("next", f"lite-align dpo {out}")
     finally:
         ballot.close()
 

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lite_align.data.types import Message
 from lite_align.data.votes import Comparison, Vote, latest
 from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium
 
-from .votes import comparison
+from .votes import comparison, vote
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -47,8 +47,8 @@ def served(path: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen]
             process.kill()
 
 
-def write(path: Path, comparisons: list[Comparison]) -> Path:
-    path.write_text("".join(json.dumps(one.record()) + "\n" for one in comparisons))
+def write(path: Path, rows: Sequence[Comparison | Vote]) -> Path:
+    path.write_text("".join(json.dumps(row.record()) + "\n" for row in rows))
     return path
 
 
@@ -214,12 +214,14 @@ def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:
 
 def test_it_fits_has_contrast_and_nothing_moves_but_the_pair(browser: Any, tmp_path: Path) -> None:
     long = "A sentence of some length about nothing at all. " * 80
-    rows = [comparison(number) for number in range(3)]
+    rows = [comparison(number) for number in range(9)]
+    earlier = [vote(number, "a", name) for name in ("ann", "ben") for number in range(6)]
     rows += [
         Comparison(prompt=(Message("user", f"{long}{n}"),), a=long, b="x" * 700, category="fact")
         for n in range(4)
     ]
     path = write(tmp_path / "rows.jsonl", rows)
+    write(tmp_path / "rows.votes.jsonl", earlier)
     with served(path, "--seed", "1") as (address, _):
         for name, width, height in (("ann", 1280, 800), ("ben", 390, 844)):
             booth = Booth(browser, address, name, viewport={"width": width, "height": height})
