@@ -263,7 +263,7 @@ def plot(figure: str, named: Sequence[tuple[str, Measured]], *, runs: bool = Fal
 
 
 def span(figures: Iterable[Measured], level: float | None) -> tuple[float, float]:
-    """The ends of an axis: 0 and 1 for shares, else what holds all values, intervals and the level, and 0 if it is near."""
+    """The ends of an axis: 0 and 1 for shares, else what holds all values, intervals, the level, and 0 if near."""
     known = list(figures)
     values = [v for f in known for v in (f.value, f.low, f.high, f.before) if v is not None]
     if known[0].unit == "share":

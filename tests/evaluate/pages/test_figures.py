@@ -83,7 +83,7 @@ def test_a_plot_places_shares_from_0_to_1_with_all_rows_first() -> None:
 def test_an_axis_holds_values_intervals_and_level() -> None:
     known = [Measured(2.0, 1.0, 3.0), Measured(4.0, before=6.0)]
     least, most = figures.span(known, 0.0)
-    assert least < 0 < 6 < most
+    assert least <= 0 < 6 < most
     assert figures.span([Measured(3.0)], None) == (2.0, 4.0)  # a single value stands in the middle
     assert figures.span([Measured(1.0), Measured(3.0)], None)[0] == 0  # near enough to show it
     assert figures.span([Measured(20.0), Measured(24.0)], None)[0] > 19
