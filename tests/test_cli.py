@@ -132,7 +132,7 @@ def test_help_all_is_a_complete_recipe(said, tmp_path):
         ),
         (["dpo", "x", "--set", "a=1", "--set", "b=2"], ["error  2 settings are not right"]),
         (["run", "none.yaml"], ["error  none.yaml does not exist"]),
-        (["report", "none"], ["error  none is not a run folder"]),
+        (["report", "none"], ["error  none is not a run folder: it has no run.json."]),
         (["chat", "none"], ["error  none is not a run folder"]),
     ],
 )
