@@ -303,8 +303,8 @@ def test_a_cell_done_again_replaces_itself_alone(tmp_path):
 
 
 def test_a_side_that_breaks_is_a_result(tmp_path):
-    broken = Scratch(tmp_path).run(Job("lite", small=True, mix="no such mix", steps=1, warmup=1), 100)
-    assert "KeyError: 'no such mix'" in broken["error"]
+    broken = Scratch(tmp_path).run(Job("no such side"), 100)
+    assert "KeyError: 'no such side'" in broken["error"]
     late = Scratch(tmp_path).run(Job("card"), 0.2)
     assert late["error"] == "stopped after 0 s"
 
