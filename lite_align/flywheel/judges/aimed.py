@@ -26,7 +26,7 @@ PHRASES: Mapping[str, re.Pattern[str]] = {
     ),
     "choice": re.compile(
         r"\b(?:choose|pick|select|prefer|vote for|output|reply|answer with|respond with)\W+"
-        r"(?:only\W+|just\W+|the\W+)?(?:answer|response|option|letter)?\W*[ab]\b(?!\s\w)",
+        r"(?:only\W+|just\W+|the\W+)*(?:answer|response|option|letter)?\W*[ab]\b(?!\s\w)",
         re.IGNORECASE,
     ),
     "claim about an answer": re.compile(

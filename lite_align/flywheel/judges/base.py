@@ -122,7 +122,7 @@ class BaseJudge:
 
     @torch.no_grad()
     def _differences(self, sequences: Sequence[Rendered]) -> list[float]:
-        """The log-odds of A against B of every question; what several begin with (rubric, conversation) is computed once."""
+        """The log-odds of A against B of every question; what several begin with is computed once."""
         if not sequences:
             return []
         alone = [forest.single(number, sequence) for number, sequence in enumerate(sequences)]

@@ -48,7 +48,7 @@ class EndpointJudge:
         self.rubric = rubric.hash
         self._rubric, self._seed, self._at_once = rubric.text, seed, at_once
         self._api = ChatAPI(endpoint)
-        self._calls = 0
+        self._questions = 0
 
     def judge(
         self, comparisons: Sequence[Comparison], advance: Advance = lambda count: None
@@ -65,6 +65,7 @@ class EndpointJudge:
             replies = pool.map(self._ask, orders)
             for one in comparisons:
                 found.append(in_both_orders(one, next(replies), next(replies)))
+                self._questions += 2
                 advance(1)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -73,14 +74,13 @@ class EndpointJudge:
     def tell(self) -> list[str]:
         """See `Judge`."""
         tokens = f", {self._api.tokens:,} tokens by its own count" if self._api.tokens else ""
-        return [f"{self._calls:,} questions{tokens}"]
+        return [f"{self._questions:,} questions{tokens}"]
 
     def close(self) -> None:
         """Close the connections."""
         self._api.close()
 
     def _ask(self, comparison: Comparison) -> Reply:
-        self._calls += 1
         turns = question(comparison, self._rubric, BY_SCHEMA, seed=self._seed, spelled_out=True)
         request: dict[str, Any] = {
             "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
