@@ -98,4 +98,4 @@ def _told(detail: Any, path: Path, lines: dict[str, int]) -> str:
     where = f"{path}:{line}" if line else str(path)
     if detail["type"] == "extra_forbidden":
         return f"{where} {dotted} is not one of its keys"
-    return f"{where} {dotted}: {detail['msg']}".replace(" : ", " ")
+    return f"{' '.join(filter(None, (where, dotted)))}: {detail['msg']}"

@@ -260,4 +260,5 @@ def main(kind: str, file: str, name: str, seconds: float, start_seconds: float) 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], float(sys.argv[4]), float(sys.argv[5]))
+    kind, file, name, seconds, start_seconds = sys.argv[1:]
+    main(kind, file, name, float(seconds), float(start_seconds))

@@ -63,9 +63,9 @@ def test_what_may_pass_is_tried_again_with_growing_waits(api):
 
 def test_a_wait_is_never_longer_than_the_longest(api):
     waits = []
-    with serving(lambda request: Said("", 429, {"Retry-After": "86400"})) as server:
-        with pytest.raises(NoReply, match="status 429"):
-            api(server.url, waits.append, attempts=2, longest_wait=3.0).ask(ASKED)
+    reply = Said("", 429, {"Retry-After": "86400"})
+    with serving(lambda request: reply) as server, pytest.raises(NoReply, match="status 429"):
+        api(server.url, waits.append, attempts=2, longest_wait=3.0).ask(ASKED)
     assert waits == [3.0]
 
 
@@ -127,16 +127,19 @@ def test_a_reply_that_does_not_come_whole_in_time_is_none(api, raw, kind):
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_what_no_call_can_mend_stops(api, status, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    with serving(lambda request: Said(f"no {KEY}", status)) as server:
-        with pytest.raises(UserError, match=f"answers {status}: no \\[hidden\\]"):
-            api(server.url).ask(ASKED)
+    reply = Said(f"no {KEY}", status)
+    told = rf"answers {status}: no \[hidden\]"
+    with serving(lambda request: reply) as server, pytest.raises(UserError, match=told):
+        api(server.url).ask(ASKED)
 
 
 def test_redirects_are_not_followed(api):
-    with serving(lambda request: content("stolen")) as other:
-        with serving(lambda request: Said("", 307, {"Location": other.url})) as server:
-            with pytest.raises(UserError, match="answers 307"):
-                api(server.url).ask(ASKED)
+    with (
+        serving(lambda request: content("stolen")) as other,
+        serving(lambda request: Said("", 307, {"Location": other.url})) as server,
+        pytest.raises(UserError, match="answers 307"),
+    ):
+        api(server.url).ask(ASKED)
     assert other.requests == []
 
 
