@@ -66,3 +66,18 @@ def chromium() -> Iterator[Any]:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path, **options: Any) -> Iterator[tuple[Any, list[str]]]:
+    """A page in a context of its own, and the list of addresses that it asked for."""
+    context = browser.new_context(**options)
+    try:
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: asked.append("dialog"))
+        page.goto(path.as_uri())
+        yield page, asked
+    finally:
+        context.close()

@@ -108,7 +108,7 @@ class KTOProcedure(PreferenceProcedure[Rated]):
                 f"{len(found):,} thumbs up stand against as many down; {unused:,} have no opposite",
             )
         told = answers.before_and_after(
-            stage.backbone, prepared.renderer, stage.held_out.rows, prepared.kind.prompt, view
+            stage.backbone, prepared.renderer, stage.held_out.rows, prepared.kind.prompt, stage.budget, view
         )
         run.write_rows("answers.jsonl", told)
 
