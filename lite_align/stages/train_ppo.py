@@ -226,6 +226,7 @@ class PPOProcedure(Procedure[Prompt]):
             prepared.renderer,
             [row for row, _ in prepared.held_out],
             prepared.kind.prompt,
+            stage.budget,
             view,
         )
         run.write_rows("answers.jsonl", told)
