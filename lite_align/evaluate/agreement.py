@@ -28,14 +28,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TooFew:
-    """A figure that was not computed: there are `count` items, or, with enough of them, all say the same."""
+    """A figure that was not computed: there are `count` items, or, with `fewest` of them or more, all say the same."""
 
     count: int
+    fewest: int = FEWEST
 
     @property
     def why(self) -> str:
         """In words."""
-        return f"too few ({self.count})" if self.count < FEWEST else f"all alike ({self.count})"
+        return f"too few ({self.count})" if self.count < self.fewest else f"all alike ({self.count})"
 
 
 Figure = Interval | TooFew
@@ -102,14 +103,20 @@ def krippendorff_alpha(counts: Sequence[Sequence[int]]) -> float | None:
     return float(krippendorff.alpha(value_counts=np.asarray(rated), level_of_measurement="nominal"))
 
 
-def measured(items: Sequence[T], statistic: Callable[[Sequence[T]], float | None], seed: int = 0) -> Figure:
+def measured(
+    items: Sequence[T],
+    statistic: Callable[[Sequence[T]], float | None],
+    seed: int = 0,
+    *,
+    fewest: int = FEWEST,
+) -> Figure:
     """A statistic of items with the percentile interval of a bootstrap over them (Efron and Tibshirani 1993).
 
     Samples in which all are alike count as full agreement: that is what makes a coefficient undefined in them.
     """
-    value = statistic(items) if len(items) >= FEWEST else None
+    value = statistic(items) if len(items) >= fewest else None
     if value is None:
-        return TooFew(len(items))
+        return TooFew(len(items), fewest)
     draw = random.Random(seed)
     found = sorted(
         1.0 if (again := statistic(draw.choices(items, k=len(items)))) is None else again
@@ -283,7 +290,7 @@ def agreement(votes: Sequence[Vote]) -> Agreement:
         },
         annotators={name: _annotator(votes, items, name, kinds[name]) for name in names},
         pairs={
-            (one, other): _kappa(
+            (one, other): kappa(
                 [(said[one], said[other]) for said in items.values() if {one, other} <= said.keys()]
             )
             for number, one in enumerate(names)
@@ -341,7 +348,7 @@ def _annotator(votes: Sequence[Vote], items: Items, name: str, kind: str) -> Ann
         kind=kind,
         votes=sum(vote.choice != "skip" for vote in last),
         skipped=sum(vote.choice == "skip" for vote in last),
-        kappa=_kappa(against(items, name)),
+        kappa=kappa(against(items, name)),
         drift=drift(items, name, [vote.comparison.id for vote in last]),
         calibration=_share(right),
         consistency=_share(_repeated_alike(own)),
@@ -365,7 +372,7 @@ def drift(items: Items, annotator: str, order: Sequence[str]) -> Drift:
 
     agreed = [sum(own == others for own, others in part) for part in thirds]
     p = fisher_exact([[hits, third - hits] for hits in agreed]).pvalue  # pyright: ignore
-    return Drift(_kappa(thirds[0]), _kappa(thirds[1]), float(p))
+    return Drift(kappa(thirds[0]), kappa(thirds[1]), float(p))
 
 
 def _repeated_alike(votes: Sequence[Vote]) -> list[bool]:
@@ -386,8 +393,9 @@ def _alpha(items: Items) -> Figure:
     return measured(counted(items), krippendorff_alpha)
 
 
-def _kappa(pairs: Sequence[tuple[str, str]]) -> Figure:
-    return measured(pairs, lambda drawn: cohen(*zip(*drawn)))
+def kappa(pairs: Sequence[tuple[str, str]], *, fewest: int = FEWEST) -> Figure:
+    """Cohen's kappa of the labels that two raters gave to the same items, with its interval."""
+    return measured(pairs, lambda drawn: cohen(*zip(*drawn)), fewest=fewest)
 
 
 def _only(items: Items, annotators: set[str]) -> Items:

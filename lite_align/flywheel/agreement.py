@@ -279,10 +279,11 @@ def record(found: Agreement, decisions: Sequence[Decision]) -> dict[str, Any]:
         "schema": 1,
         "comparisons": found.comparisons,
         "several": found.several,
-        "figures": {name: _figure(figure) for name, figure in figures.items()},
+        "figures": {name: figure_record(figure) for name, figure in figures.items()},
         "annotators": {name: _annotator(one) for name, one in found.annotators.items()},
         "pairs": [
-            {"annotators": list(names), "kappa": _figure(figure)} for names, figure in found.pairs.items()
+            {"annotators": list(names), "kappa": figure_record(figure)}
+            for names, figure in found.pairs.items()
         ],
         "discuss": [
             {
@@ -303,22 +304,23 @@ def _annotator(one: Annotator) -> dict[str, Any]:
         "kind": one.kind,
         "votes": one.votes,
         "skipped": one.skipped,
-        "kappa": _figure(one.kappa),
-        "first_third": _figure(one.drift.first),
-        "last_third": _figure(one.drift.last),
+        "kappa": figure_record(one.kappa),
+        "first_third": figure_record(one.drift.first),
+        "last_third": figure_record(one.drift.last),
         "drift_p": one.drift.p,
-        "calibration": _figure(one.calibration),
-        "consistency": _figure(one.consistency),
+        "calibration": figure_record(one.calibration),
+        "consistency": figure_record(one.consistency),
         "takes_first": _bias(one.first),
         "takes_longer": _bias(one.longer),
     }
 
 
 def _bias(bias: Bias | TooFew) -> dict[str, Any]:
-    return _figure(bias) if isinstance(bias, TooFew) else {**_figure(bias.share), "p": bias.p}
+    return figure_record(bias) if isinstance(bias, TooFew) else {**figure_record(bias.share), "p": bias.p}
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
+def figure_record(figure: Figure) -> dict[str, Any]:
+    """A figure as JSON; one that was not computed has its count alone."""
     if isinstance(figure, TooFew):
         return {"value": None, "low": None, "high": None, "count": figure.count}
     return asdict(figure)
