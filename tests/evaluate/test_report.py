@@ -197,6 +197,7 @@ def test_attacks_stay_text(build: Builder) -> None:
     assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
     assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
     assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
 
 
 @pytest.mark.parametrize("lost", ["metrics.jsonl", "held_out.jsonl", "answers.jsonl", None])
@@ -251,6 +252,7 @@ def test_attacks_in_samples_and_guards_stay_text(build_policy: Builder) -> None:
     assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
     assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
     assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
     assert page.count('<details class="card samples"') == 12
     assert "2 more prompts are in samples.jsonl" in page
 
@@ -311,6 +313,7 @@ def test_attacks_on_other_pages_stay_text(build: Builder, tmp_path: Path, kind: 
     assert all((value or "").startswith("#") for name, value in found.attributes if name == "href")
     assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
     assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
 
 
 # In a browser.
@@ -430,4 +433,4 @@ def test_on_paper_folded_settings_are_open(browser: Any, build: Builder) -> None
         shown = "document.querySelector('details table').checkVisibility({contentVisibilityAuto: true})"
         assert not page.evaluate(shown)
         page.emulate_media(media="print")
-        assert page.evaluate(shown)
+        page.wait_for_function(shown)  # what was skipped is laid out in the next frame
