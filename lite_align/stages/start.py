@@ -21,6 +21,8 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
     """Look, then train: see `training.train`."""
     recipe = resolved.recipe
     if not command.resume:  # a run that goes on has its own copies of what it was made of
+        if command.out is not None and not command.dry_run:
+            require_unused(command.out)
         look(recipe)
         if recipe.model.adapter is not None:
             continued_run(Path(recipe.model.adapter))
@@ -28,8 +30,6 @@ def train(resolved: Resolved[Any], command: CommandOptions, view: View) -> Path 
             rewards.require_reward(recipe.ppo)
             if recipe.ppo.reward is not None:
                 finished_record(Path(recipe.ppo.reward))
-        if command.out is not None and not command.dry_run:
-            require_unused(command.out)
 
     from lite_align.stages.training import train
 

@@ -42,7 +42,7 @@ MISTAKES = {
     "dpo prompts.jsonl --set data.held_out_path=held.jsonl": "held.jsonl: there is no such file",
     "dpo prompts.jsonl --from nowhere": "nowhere does not exist, so nothing can continue it",
     "dpo prompts.jsonl --from begun": "begun is not finished (status: interrupted)",
-    "dpo prompts.jsonl --out full": "full is not empty",
+    "dpo prompts.jsonl --out full": "The output folder full is already in use",
     "ppo prompts.jsonl": "ppo has no reward",
     "ppo prompts.jsonl --reward nowhere": "nowhere is not a run folder",
     "ppo prompts.jsonl --reward begun": "begun is not finished",
