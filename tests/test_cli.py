@@ -50,7 +50,7 @@ def started(monkeypatch):
         calls.append((resolved, command, view))
         return Path("runs/x")
 
-    monkeypatch.setitem(sys.modules, "lite_align.stages.training", SimpleNamespace(train=fake))
+    monkeypatch.setitem(sys.modules, "lite_align.stages.start", SimpleNamespace(train=fake))
     return calls
 
 
