@@ -1,6 +1,10 @@
 """Shared fixtures: no network, one thread, and a tiny real model folder (Llama, byte-level BPE, chat template)."""
 
+import gc
+import itertools
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
@@ -9,9 +13,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Tests run side by side, one on each core: what they start has one thread too, and does not wait by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Bytecode is kept, also where the environment forbids it: else every fresh process compiles the whole package (0.5 s).
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 import pytest
 import torch
+
+sys.dont_write_bytecode = False
 
 # As `load_model` does; before the first parallel operation, because threads inherit it when they are made.
 torch.set_flush_denormal(True)
@@ -28,6 +36,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cores, MOST_WORKERS)
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what imports made, which stays to the end: a tenth of the suite's time."""
+    gc.collect()
+    gc.freeze()
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -35,10 +49,19 @@ TEMPLATE = (
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders; `mktemp` would read the names of thousands before each of them."""
+    root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every test its own cache folder, so that no test sees what another one stored."""
-    monkeypatch.setenv("LITE_ALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    folder = next(caches)
+    folder.mkdir()
+    monkeypatch.setenv("LITE_ALIGN_CACHE", str(folder))
 
 
 def make_tokenizer(template: str | None = TEMPLATE):

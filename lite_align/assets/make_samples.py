@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lite_align.assets import faults, town, world
+from lite_align.data.votes import Choice, Comparison, Vote
 
 PAIRS, CHATS, PROMPTS, HELD_OUT_PROMPTS, FORMAT_ROWS = 648, 400, 300, 180, 20
 REWARD_PROMPTS, VOTED, FAULTY = 480, 2, 2
@@ -266,6 +267,20 @@ def _openai_pref(s: Sample) -> Row:
     }
 
 
+def _votes(made: Sequence[Sample]) -> list[Row]:
+    """Two annotators on ten pairs: they differ on one, ann calls one a tie, and ben sees the other answer first."""
+    rows: list[Row] = []
+    for number, s in enumerate(made[: FORMAT_ROWS // 2]):
+        a, b = (s.chosen, s.rejected) if number % 2 else (s.rejected, s.chosen)
+        comparison = Comparison.read({"category": s.ask.category, "prompt": s.prompt, "a": a, "b": b})
+        right: Choice = "a" if number % 2 else "b"
+        wrong: Choice = "b" if number % 2 else "a"
+        ann = Vote(comparison=comparison, choice="tie" if number == 4 else right, annotator="ann", first="a")
+        ben = Vote(comparison=comparison, choice=wrong if number == 7 else right, annotator="ben", first="b")
+        rows += [ann.record(), ben.record()]
+    return rows
+
+
 # Formats of pairs: one row from one sample.
 PAIR_FORMATS: dict[str, Callable[[Sample], Row]] = {
     "pair.chat": lambda s: {
@@ -341,6 +356,8 @@ RATED_FORMATS: dict[str, Callable[[Sample, str, bool], Row]] = {
         "kto_tag": good,
     },
 }
+# Formats in which several rows make a pair.
+VOTE_FORMATS: dict[str, Callable[[Sequence[Sample]], list[Row]]] = {"votes": _votes}
 # Formats of conversations to imitate: one row from a sample, whose chosen answer counts.
 CHAT_FORMATS: dict[str, Callable[[Sample], Row]] = {
     "sft.messages": lambda s: {"messages": [*s.prompt, message("assistant", s.chosen)]},
@@ -373,6 +390,8 @@ CONVERSATIONS = (
 def format_rows(name: str) -> list[Row]:
     """The twenty rows of a format file."""
     made = samples(name, conversations=name in CONVERSATIONS)
+    if name in VOTE_FORMATS:
+        return VOTE_FORMATS[name](made)
     if name in RATED_FORMATS:
         labelled = [
             (s, text, text == s.chosen) for s in made[: FORMAT_ROWS // 2] for text in (s.chosen, s.rejected)
@@ -397,7 +416,7 @@ def write(folder: Path) -> None:
         "prompts.jsonl": prompts(PROMPTS, held_out=False),
         "held_out_prompts.jsonl": prompts(HELD_OUT_PROMPTS, held_out=True),
     }
-    for name in (*PAIR_FORMATS, *RATED_FORMATS, *CHAT_FORMATS, *PROMPT_FORMATS):
+    for name in (*PAIR_FORMATS, *VOTE_FORMATS, *RATED_FORMATS, *CHAT_FORMATS, *PROMPT_FORMATS):
         files[f"formats/{name}.jsonl"] = format_rows(name)
     for name, rows in files.items():
         (folder / name).write_text(as_lines(rows), encoding="utf-8", newline="\n")

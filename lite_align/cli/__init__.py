@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from lite_align import __version__
-from lite_align.cli import chat, data, evaluate, export, inspect, train
+from lite_align.cli import chat, data, evaluate, export, flywheel, inspect, train
 from lite_align.errors import LiteAlignError, UserError
 
 app = typer.Typer(
@@ -52,6 +52,8 @@ for _verb in (
     inspect.report,
     chat.chat,
     export.export,
+    flywheel.label,
+    flywheel.agreement,
     inspect.doctor,
     inspect.losses,
     inspect.runs,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from lite_align.data.sources import RawTable
-from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Row, Source
+from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Row, Source, Unused
 from lite_align.errors import DataError, UserError
 
 RULES = {
@@ -30,7 +30,11 @@ RULES = {
     "LA306": "one source dominates",
     "LA308": "tied",
     "LA309": "one thumb only",
+    "LA310": "no preference",
 }
+EXPECTED = frozenset({"LA310"})
+"""Rules that name no fault of a file: what is left out by them does not count against `data.max_dropped`."""
+
 _ENOUGH = 20  # pairs; a share of fewer says nothing
 _BALANCED = (0.4, 0.6)
 _DOMINANT = 0.8
@@ -75,8 +79,8 @@ class Lint(Generic[RowT]):
 def lint_pairs(pairs: Sequence[Pair]) -> Lint[Pair]:
     """Leave out pairs that teach nothing or contradict each other, and warn of biases in the rest.
 
-    Left out: LA301 identical answers, LA303 empty answers, LA308 equal scores, LA302 repetitions (the first
-    stays) and contradictions (A over B and B over A: none stays). Warnings: LA106, LA305, LA306.
+    Left out: LA301 identical answers, LA303 empty answers, LA308 equal scores, LA310 a weight of 0, LA302 repetitions
+    (the first stays) and contradictions (A over B and B over A: none stays). Warnings: LA106, LA305, LA306.
     """
     dropped: dict[str, list[Dropped]] = {}
     meaningful: list[tuple[Pair, _Key]] = []
@@ -131,8 +135,8 @@ def lint_prompts(prompts: Sequence[Prompt]) -> Lint[Prompt]:
 def lint_rated(rated: Sequence[Rated]) -> Lint[Rated]:
     """Leave out answers with a thumb that teach nothing or contradict each other, and warn of biases in the rest.
 
-    Left out: LA303 empty answers, LA302 repetitions (the first stays) and answers with both thumbs (none stays).
-    Warnings: LA106, LA305, LA306.
+    Left out: LA303 empty answers, LA310 a weight of 0, LA302 repetitions (the first stays) and answers with both thumbs
+    (none stays). Warnings: LA106, LA305, LA306.
 
     Raises:
         DataError: all thumbs are up, or all are down (LA309).
@@ -148,6 +152,8 @@ def lint_rated(rated: Sequence[Rated]) -> Lint[Rated]:
         opposite = first.get((key, not row.label))
         if any(turn.role == "assistant" and not turn.content.strip() for turn in row.answer):
             fault = "LA303", "the answer is empty"
+        elif row.weight == 0:
+            fault = "LA310", "its weight is 0"
         elif opposite is not None:
             other = "down" if row.label else "up"
             fault = "LA302", f"has the answer to which {opposite} gives a thumb {other}, for the same prompt"
@@ -161,6 +167,15 @@ def lint_rated(rated: Sequence[Rated]) -> Lint[Rated]:
     _require_both_thumbs(kept)
     found = [_rated_echoes(kept), _rated_length_bias(kept), _dominance(kept, "thumbs")]
     return Lint(kept, dict(sorted(dropped.items())), [finding for finding in found if finding is not None])
+
+
+def unused(rows: Sequence[Row]) -> dict[str, list[Dropped]]:
+    """Rows that their format left out as a matter of course, by rule."""
+    dropped: dict[str, list[Dropped]] = {}
+    for row in rows:
+        if isinstance(row, Unused):
+            dropped.setdefault(row.rule, []).append(Dropped(row.source, row.reason))
+    return dropped
 
 
 def _require_both_thumbs(rated: Sequence[Rated]) -> None:
@@ -199,6 +214,8 @@ def _fault(pair: Pair, key: _Key) -> tuple[str, str] | None:
         return "LA303", f'"{" and ".join(empty)}" is empty'
     if pair.margin == 0:
         return "LA308", "both answers are rated alike"
+    if pair.weight == 0:
+        return "LA310", "its weight is 0"
     return None
 
 
@@ -341,18 +358,27 @@ def too_many_dropped(
 ) -> DataError | None:
     """Return the error for a file of which more than `max_dropped` (a share) or everything is left out.
 
+    What is left out by a rule of `EXPECTED` is told, and counts only towards everything.
+
     `rows` are listed under the counts by rule; `file` is named in the remedy.
     """
     dropped = sum(dropped_counts.values())
-    if not dropped or (dropped < total and dropped <= max_dropped * total):
+    faults = sum(count for rule, count in dropped_counts.items() if rule not in EXPECTED)
+    if not dropped or (dropped < total and faults <= max_dropped * total):
         return None
     counts = [f"{rule} {RULES.get(rule, '')}: {count:,}" for rule, count in dropped_counts.items()]
+    if faults < dropped and faults <= max_dropped * total:
+        return DataError(
+            f"none of {total:,} rows in {file} prefers an answer",
+            details=[*counts, *map(str, rows)],
+            remedy="Add rows, or votes, that do.",
+        )
     return DataError(
-        f"{dropped:,} of {total:,} rows ({dropped / total:.1%}) in {file} would be left out; "
+        f"{faults:,} of {total:,} rows ({faults / total:.1%}) in {file} would be left out; "
         f"at most {max_dropped:.1%} may be",
         details=[*counts, *map(str, rows)],
         remedy=f"Write a cleaned copy with: lite-align check {file} --fix clean.jsonl, or allow more with: "
-        f"--set data.max_dropped={min(1.0, dropped / total + 0.005):.2f}",
+        f"--set data.max_dropped={min(1.0, faults / total + 0.005):.2f}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows before tokens (Pair, Ranking, Chat, Prompt, Rated) and after (Rendered, Leaf, Tree). No torch here."""
+"""Rows before tokens (Pair, Ranking, Chat, Prompt, Rated, Unused) and after (Rendered, Leaf, Tree). No torch here."""
 
 from dataclasses import dataclass
 
@@ -97,11 +97,20 @@ class Prompt(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rated(Row):
-    """A prompt with one answer and a thumb up or down (KTO)."""
+    """A prompt with one answer and a thumb up or down (KTO); `weight` scales it in the loss."""
 
     prompt: Conversation
     answer: Conversation
     label: bool
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unused(Row):
+    """What gives nothing to train on by a rule of `data.lint`, and why."""
+
+    rule: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

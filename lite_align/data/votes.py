@@ -158,6 +158,22 @@ def latest(votes: Iterable[Vote]) -> list[Vote]:
     return [vote for vote in last.values() if vote.choice != "none"]
 
 
+def standing(votes: Iterable[Vote]) -> list[Vote]:
+    """The votes that were not taken back, in their order; "none" takes back the last one on its comparison.
+
+    An annotator who was asked a comparison again has two votes on it.
+    """
+    found: dict[tuple[str, str], list[int]] = {}
+    given = list(votes)
+    for number, vote in enumerate(given):
+        places = found.setdefault((vote.comparison.id, vote.annotator), [])
+        if vote.choice != "none":
+            places.append(number)
+        elif places:
+            places.pop()
+    return [given[number] for number in sorted(number for places in found.values() for number in places)]
+
+
 def _is_message(turn: object) -> bool:
     return isinstance(turn, Mapping) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
 

@@ -14,7 +14,10 @@ SMOOTH_ABOVE = 60  # rows; then a running mean is drawn over the raw values
 
 # Colours that matplotlib writes and the page replaces, so that light and dark come from one picture.
 INK, FAINT = "#010101", "#020202"
-PAGE_COLOURS = {INK: "var(--muted)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+RUNS = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")
+PAGE_COLOURS = {INK: "var(--muted)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"} | {
+    colour: f"var(--run-{number})" for number, colour in enumerate(RUNS, 1)
+}
 DOTTED = (0, (1, 2))
 TRAINING, HELD_OUT = "-", (0, (4, 2))
 

@@ -21,6 +21,8 @@ class RunFolder:
     held_out: list[Record]
     answers: list[Record]
     samples: list[Record] = field(default_factory=list[Record])
+    evaluation: Record = field(default_factory=dict[str, Any])
+    gates: Record = field(default_factory=dict[str, Any])
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Steps and finite values of one metric, in the order of the file."""
@@ -46,30 +48,40 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def read(run_dir: Path) -> RunFolder:
     """Read a run folder. Raises UserError if it has no readable run.json."""
-    record = run_dir / "run.json"
-    try:
-        run = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not (run_dir / "run.json").is_file():
         raise UserError(
-            f"{run_dir} is not a run folder: run.json cannot be read.",
-            details=[str(error)],
+            f"{run_dir} is not a run folder: it has no run.json.",
             remedy="lite-align runs lists the runs of this folder.",
-        ) from error
-    if not isinstance(run, dict):
-        raise UserError(
-            f"{record}: an object was expected.", remedy="lite-align runs lists the runs of this folder."
         )
+    run = json_object(run_dir / "run.json", "lite-align runs lists the runs of this folder.")
     return RunFolder(
         run_dir,
         run,
-        metrics=_lines(run_dir / "metrics.jsonl"),
-        held_out=_lines(run_dir / "held_out.jsonl"),
-        answers=_lines(run_dir / "answers.jsonl"),
-        samples=_lines(run_dir / "samples.jsonl"),
+        metrics=lines(run_dir / "metrics.jsonl"),
+        held_out=lines(run_dir / "held_out.jsonl"),
+        answers=lines(run_dir / "answers.jsonl"),
+        samples=lines(run_dir / "samples.jsonl"),
+        evaluation=_if_there(run_dir / "eval.json"),
+        gates=_if_there(run_dir / "gates.json"),
     )
 
 
-def _lines(path: Path) -> list[Record]:
+def _if_there(path: Path) -> Record:
+    return json_object(path, "Run lite-align eval again.") if path.exists() else {}
+
+
+def json_object(path: Path, remedy: str) -> Record:
+    """The object of a JSON file. Raises UserError if it cannot be read or is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read.", details=[str(error)], remedy=remedy) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: an object was expected.", remedy=remedy)
+    return found
+
+
+def lines(path: Path) -> list[Record]:
     """Objects of a JSONL file. A last line cut off by a crash is left out; any other bad line is an error."""
     if not path.exists():
         return []

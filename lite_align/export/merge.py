@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from peft.utils.integrations import dequantize_bnb_weight
 from safetensors import safe_open
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from lite_align.errors import ModelError
 from lite_align.model import lora
 from lite_align.model.backbone import Backbone
+from lite_align.model.bits import Linear4bit, Linear8bitLt
 from lite_align.model.folder import weight_files
 from lite_align.train import files
 

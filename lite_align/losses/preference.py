@@ -282,4 +282,6 @@ def metrics(pairs: PairLogps, beta: float, *, length_normalized: bool = False) -
         "rewards/margins": chosen - rejected,
         "logps/chosen": pairs.chosen.detach(),
         "logps/rejected": pairs.rejected.detach(),
+        "lengths/chosen": pairs.chosen_lengths.to(chosen.dtype),
+        "lengths/rejected": pairs.rejected_lengths.to(chosen.dtype),
     }

@@ -111,7 +111,7 @@ def reference_point(policy: Tensor, reference: Tensor, lengths: Tensor | None = 
     return ratio.sum().div(max(1, len(ratio))).clamp(min=0)
 
 
-def balanced_weights(up: int, down: int) -> dict[str, float]:
+def balanced_weights(up: float, down: float) -> dict[str, float]:
     """Weights of the thumbs that bring λ_up n_up / (λ_down n_down) into [1, 4/3] (arXiv 2402.01306 section 4.2).
 
     The rarer thumb is raised, by as little as it takes; the other keeps 1. Example: 100 up and 400 down give

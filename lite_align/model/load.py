@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bitsandbytes
 import torch
 import transformers
-from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
@@ -27,7 +25,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lite_align.errors import ModelError
-from lite_align.model import attention, folder
+from lite_align.model import attention, bits, folder
+from lite_align.model.bits import Linear4bit
 from lite_align.model.storage import HostEmbedding, unnest_scales
 from lite_align.recipe import ModelOptions, SpeedOptions
 
@@ -269,7 +268,7 @@ def load_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
 
 def _versions(quantization: str) -> str:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return versions if quantization == "none" else f"{versions}, bitsandbytes {bitsandbytes.__version__}"
+    return versions if quantization == "none" else f"{versions}, bitsandbytes {bits.version}"
 
 
 def _config(path: Path, name: str) -> PreTrainedConfig:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import torch
-from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from lite_align.model.bits import Linear4bit, functional
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def unnest_scales(model: nn.Module) -> int:
         state = getattr(module.weight, "quant_state", None) if isinstance(module, Linear4bit) else None
         if state is None or not state.nested:
             continue
-        state.absmax = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset
+        state.absmax = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
         state.nested, state.state2, state.offset = False, None, None
         count += 1
     return count

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from lite_align.data import formats, lint, sources
 from lite_align.data.formats.thumbs import TRAIN_AS_THEY_ARE
-from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Rendered, Row, Tree
+from lite_align.data.types import Chat, Conversation, Pair, Prompt, Rated, Rendered, Row, Source, Tree
 from lite_align.errors import DataError, UserError
 from lite_align.recipe import DPORecipe, Resolved
 from lite_align.stages import rows
 from lite_align.stages.chats import chats
 from lite_align.stages.pairs import PAIRS
+from lite_align.stages.rows import checked
 from lite_align.stages.thumbs import THUMBS
 from lite_align.view import View
 
@@ -43,6 +44,11 @@ class Content:
     unreadable: list[formats.Problem]
     dropped: dict[str, list[lint.Dropped]]
     warnings: list[lint.Finding]
+
+    @property
+    def count(self) -> int:
+        """Rows after the conversion: one for all votes on a comparison."""
+        return len(self.rows) + sum(map(len, self.dropped.values()))
 
 
 def check(recipe: DPORecipe, view: View, *, show: int = 0, fix: Path | None = None) -> None:
@@ -79,14 +85,14 @@ def examine(recipe: DPORecipe, *, mend: bool) -> Content:
     detection = formats.detect(table, wanted="any", format=options.format, mapping=options.map)
     unreadable: list[formats.Problem] = []
     if mend:
-        rows, unreadable = formats.try_convert(table, detection, mapping=options.map)
+        converted, unreadable = formats.try_convert(table, detection, mapping=options.map)
     else:
-        rows = formats.convert(table, detection, mapping=options.map)
+        converted = formats.convert(table, detection, mapping=options.map)
     kind = KINDS.get(detection.kind)
     if kind is None:
-        return Content(table, detection, rows, unreadable, {}, [])
-    checked = kind.lint([row for row in rows if isinstance(row, kind.row)])
-    return Content(table, detection, checked.kept, unreadable, checked.dropped, checked.warnings)
+        return Content(table, detection, converted, unreadable, {}, [])
+    found = checked(kind, converted)
+    return Content(table, detection, found.kept, unreadable, found.dropped, found.warnings)
 
 
 def as_json(row: Row) -> dict[str, object]:
@@ -101,6 +107,7 @@ def as_json(row: Row) -> dict[str, object]:
         extra |= {"margin": row.margin, "weight": None if row.weight == 1 else row.weight}
     elif isinstance(row, Rated):
         fields = {"prompt": _messages(row.prompt), "completion": _messages(row.answer), "label": row.label}
+        extra |= {"weight": None if row.weight == 1 else row.weight}
     elif isinstance(row, Chat):
         fields = {"messages": _messages(row.messages)}
     else:
@@ -243,7 +250,6 @@ def _conclude(
 ) -> None:
     data = recipe.data.path
     left_out = {row.source for rows in dropped.values() for row in rows}
-    left_out |= {problem.source for problem in content.unreadable}
     lost = {rule: len(rows) for rule, rows in dropped.items()}
     reasons = " · ".join(f"{count:,} {rule}" for rule, count in lost.items())
     kind = {"pair": "pairs", "chat": "conversations", "prompt": "prompts", "rated": "rated answers"}
@@ -263,16 +269,25 @@ def _conclude(
     if fix is not None:
         if not usable:
             raise DataError(f"{data} has no usable row", remedy="Nothing was written.")
-        lint.write_rows(lint.clean_rows(content.table, left_out), fix)
+        lint.write_rows(lint.clean_rows(content.table, _removed(content, left_out)), fix)
         view.section("saved", f"{fix} · {text}")
         _show_next(content, str(fix), view)
         return
-    total, most = len(content.table.rows), recipe.data.max_dropped
-    error = lint.too_many_dropped(lost, total, most, file=data)
+    error = lint.too_many_dropped(lost, content.count, recipe.data.max_dropped, file=data)
     if error is not None:
         raise error
     view.section("verdict", f"This run would learn from {text}.")
     _show_next(content, data, view)
+
+
+def _removed(content: Content, left_out: set[Source]) -> set[Source]:
+    """Rows that a cleaned copy lacks: those that cannot be read, and those that are left out.
+
+    Where several rows of the file belong together, those stay: without one of them the others would say something else.
+    """
+    unreadable = {problem.source for problem in content.unreadable}
+    belong_together = formats.FORMATS[content.detection.name].together is not None
+    return unreadable if belong_together else unreadable | left_out
 
 
 def _show_next(content: Content, data: str, view: View) -> None:

@@ -37,7 +37,7 @@ class ThumbSet:
     """N rated answers with what the loss needs of each.
 
     Args:
-        rows: for categories and labels.
+        rows: for categories, labels and weights.
         answered: the rows as tokens.
         groups: rows that share a prompt.
         reference: (N,) log-probs under the REFERENCE role.
@@ -62,6 +62,10 @@ class ThumbSet:
     def up(self) -> list[bool]:
         """The thumbs."""
         return [row.label for row in self.rows]
+
+    def weights(self, rows: Iterable[int]) -> list[float]:
+        """Weights of some rows in the loss."""
+        return [self.rows[row].weight for row in rows]
 
     def lengths(self, rows: Sequence[int]) -> Tensor:
         """Numbers of trained tokens of some rows."""
@@ -159,7 +163,7 @@ class KTO(Stage[DPORecipe, ThumbBatch]):
         whole = Whole.of(self.train, window, self.zero(self.train, window, others))
         trees = self.laid_out(own_tree(self.train.answered, block) for block in window)
         batches = [self.batch(pack, whole) for pack in passes.packs(trees, self.budget.tokens)]
-        return Window(batches, float(whole.up + whole.down))
+        return Window(batches, sum(self.train.weights(row for block in window for row in block)))
 
     def batch(self, trees: Sequence[Tree], whole: Whole) -> ThumbBatch:
         """Some trees of a window in one pass."""
@@ -224,7 +228,8 @@ class KTO(Stage[DPORecipe, ThumbBatch]):
         """The loss of one micro-batch, summed over its rows, with the sums of what is logged."""
         thumbs, parts = self.score(self.train, batch)
         sums = self.metrics(self.train, batch, thumbs, parts)
-        return Loss(parts.total.sum(), sums, len(batch.rows))
+        weights = forest.upload(torch.tensor(self.train.weights(batch.rows)), parts.total.device)
+        return Loss((parts.total * weights).sum(), sums, len(batch.rows))
 
     def metrics(
         self, of: ThumbSet, batch: ThumbBatch, thumbs: ThumbLogps, parts: LossParts

@@ -1,5 +1,6 @@
 """Everything before the weights: rows, settings, plan; the same for every training verb."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -233,6 +234,24 @@ def data_record(prepared: Prepared[Any]) -> dict[str, Any]:
         "rows": len(table.rows),
         "kept": len(prepared.train) + len(prepared.held_out),
         "dropped": rows.counts(prepared.dropped),
+        "warnings": [{"rule": one.rule, "text": one.text} for one in prepared.read.warnings],
+        "tokens": token_counts(prepared),
         "held_out": len(prepared.held_out),
         "sha256": table.sha256,
     }
+
+
+def token_counts(prepared: Prepared[Any]) -> dict[str, dict[str, int]]:
+    """How long prompts and answers are, in tokens: median, the 95th of a hundred, and the longest of each."""
+    trees = [tree for _, tree in prepared.train + prepared.held_out]
+    found = {"prompt": [tree.root_trained.count(False) for tree in trees]}
+    # The leaf of a prompt that is yet to be answered holds a stand-in.
+    for number, name in enumerate(prepared.kind.answers if prepared.kind.wanted != "prompt" else ()):
+        found[name] = [sum(tree.root_trained) + sum(tree.leaves[number].trained) for tree in trees]
+    return {name: quantiles(sorted(lengths)) for name, lengths in found.items() if lengths}
+
+
+def quantiles(lengths: Sequence[int]) -> dict[str, int]:
+    """Some of sorted lengths; each is one of them: [1, 2, 3, 9] has the median 2."""
+    last = len(lengths) - 1
+    return {"median": lengths[last // 2], "95 %": lengths[round(0.95 * last)], "longest": lengths[last]}

@@ -80,9 +80,8 @@ class ReadRows(Generic[RowT]):
 
     @property
     def count(self) -> int:
-        """Rows of the file; a ranking of several answers counts as many times as it gives pairs."""
-        converted = len(self.rows) + sum(map(len, self.dropped.values()))
-        return max(len(self.table.rows), converted)
+        """Rows after the conversion: all pairs of a ranking, one for all votes on a comparison."""
+        return len(self.rows) + sum(map(len, self.dropped.values()))
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,14 @@ def read(kind: Kind[RowT], options: DataOptions, path: str) -> ReadRows[RowT]:
         pair_thumbs=isinstance(options, PairDataOptions) and options.pair_thumbs,
     )
     rows = formats.convert(table, detection, mapping=options.map, every_pair=kind.every_pair)
-    checked = kind.lint([row for row in rows if isinstance(row, kind.row)])
-    return ReadRows(table, detection, checked.kept, checked.dropped, checked.warnings)
+    found = checked(kind, rows)
+    return ReadRows(table, detection, found.kept, found.dropped, found.warnings)
+
+
+def checked(kind: Kind[RowT], rows: Sequence[Row]) -> lint.Lint[RowT]:
+    """Converted rows after the checks of their kind; those that their format left out are among the dropped ones."""
+    found = kind.lint([row for row in rows if isinstance(row, kind.row)])
+    return lint.Lint(found.kept, merged((lint.unused(rows), found.dropped)), found.warnings)
 
 
 def render(

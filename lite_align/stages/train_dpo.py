@@ -89,7 +89,7 @@ class DPOProcedure(PreferenceProcedure[Pair]):
         """Held-out pairs and answers, before and after."""
         run.write_rows("held_out.jsonl", held_out_rows(stage))
         told = answers.before_and_after(
-            stage.backbone, prepared.renderer, stage.held_out.pairs, prepared.kind.prompt, view
+            stage.backbone, prepared.renderer, stage.held_out.pairs, prepared.kind.prompt, stage.budget, view
         )
         run.write_rows("answers.jsonl", told)
 

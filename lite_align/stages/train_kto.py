@@ -50,7 +50,7 @@ class KTOProcedure(PreferenceProcedure[Rated]):
     def settle(
         self, resolved: Resolved[DPORecipe], examples: Sequence[tuple[Rated, Tree]]
     ) -> Resolved[DPORecipe]:
-        """Fill the weights of the thumbs by how many there are of either kind.
+        """Fill the weights of the thumbs by how many there are of either kind, each times its own weight.
 
         Raises:
             DataError: one kind is held out altogether, or all answers are to one prompt.
@@ -68,7 +68,10 @@ class KTOProcedure(PreferenceProcedure[Rated]):
                 "gives to answers under prompts that are not theirs",
                 remedy="Add prompts, or use the loss that measures from 0: --set loss.name=apo_zero_unpaired",
             )
-        weights = unpaired.balanced_weights(up, down)
+        weighed = {
+            label: sum(row.weight for row, _ in examples if row.label == label) for label in (True, False)
+        }
+        weights = unpaired.balanced_weights(weighed[True], weighed[False])
         return fill_options(resolved, "loss.options", weights, f"{up:,} thumbs up, {down:,} down")
 
     def trees(self, recipe: DPORecipe, examples: Sequence[tuple[Rated, Tree]]) -> list[Tree]:
@@ -105,7 +108,7 @@ class KTOProcedure(PreferenceProcedure[Rated]):
                 f"{len(found):,} thumbs up stand against as many down; {unused:,} have no opposite",
             )
         told = answers.before_and_after(
-            stage.backbone, prepared.renderer, stage.held_out.rows, prepared.kind.prompt, view
+            stage.backbone, prepared.renderer, stage.held_out.rows, prepared.kind.prompt, stage.budget, view
         )
         run.write_rows("answers.jsonl", told)
 

@@ -54,7 +54,9 @@ class SFTProcedure(Procedure[Chat]):
         held_out = [row for row, _ in prepared.held_out]
         run.write_rows("held_out.jsonl", held_out_rows(stage, held_out))
         talks = [row for row in held_out if not row.raw]
-        told = answers.before_and_after(stage.backbone, prepared.renderer, talks, prepared.kind.prompt, view)
+        told = answers.before_and_after(
+            stage.backbone, prepared.renderer, talks, prepared.kind.prompt, stage.budget, view
+        )
         run.write_rows("answers.jsonl", told)
 
     def show(self, found: Verdict, run: Run, view: View) -> None:

@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lite_align.model  # noqa: F401  (silences a message that bitsandbytes says on import)
-
 LIBRARIES = (
     "torch",
     "transformers",
@@ -153,8 +151,8 @@ def four_bit() -> Check:
 def nf4_error(device: str) -> float:
     """Largest relative error of output and input gradient of a 128×128 NF4 layer against plain products."""
     import torch
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn.modules import Linear4bit
+
+    from lite_align.model.bits import Linear4bit, functional
 
     generator = torch.Generator().manual_seed(0)
     layer = Linear4bit(128, 128, bias=False, quant_type="nf4", compute_dtype=torch.float32)
@@ -164,7 +162,7 @@ def nf4_error(device: str) -> float:
     direction = torch.randn(4, 128, generator=generator).to(device)
     output = layer(inputs)
     (output * direction).sum().backward()
-    dense = dequantize_4bit(layer.weight.data, cast(Any, layer.weight).quant_state).float()
+    dense = functional.dequantize_4bit(layer.weight.data, cast(Any, layer.weight).quant_state).float()
     assert inputs.grad is not None
     pairs = ((output.detach(), inputs.detach() @ dense.T), (inputs.grad, direction @ dense))
     return max(float((got - want).abs().max() / want.abs().max()) for got, want in pairs)

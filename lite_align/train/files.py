@@ -250,19 +250,27 @@ def replace(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def append(path: Path, data: bytes) -> None:
-    """Append whole: a write that fails in the middle is taken back before its error is raised."""
+def append(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Append whole: a write that fails in the middle is taken back before its error is raised.
+
+    With `sync` the data survive a power loss once this returns.
+    """
     descriptor = _open(path, os.O_WRONLY | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
         try:
             _write_all(descriptor, path, data)
+            if sync:
+                _tell("fsync", path)
+                os.fsync(descriptor)
         except OSError:
             with suppress(OSError):
                 os.ftruncate(descriptor, size)
             raise
     finally:
         os.close(descriptor)
+    if sync and not size:
+        sync_folder(path.parent)
 
 
 def rename_folder(source: Path, target: Path) -> None:

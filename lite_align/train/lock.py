@@ -29,17 +29,17 @@ class FolderLock:
     descriptor: int
 
     @classmethod
-    def acquire(cls, folder: Path) -> Self:
-        """Lock the folder and write who holds it into `.lock`, which stays there for good.
+    def acquire(cls, folder: Path, name: str = LOCK) -> Self:
+        """Lock the folder and write who holds it into the file `name`, which stays there for good.
 
         Raises:
             RunInUse: another process holds it; names that process.
             UserError: the folder cannot be written.
         """
         with files.explained(folder):
-            descriptor = files.open_locked(folder / LOCK)
+            descriptor = files.open_locked(folder / name)
             try:
-                _lock(descriptor, folder)
+                _lock(descriptor, folder, name)
                 owner = files.dump_json({"pid": os.getpid(), "host": socket.gethostname(), "started": now()})
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, owner, 0)
@@ -53,7 +53,7 @@ class FolderLock:
         os.close(self.descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path, name: str) -> None:
     for left in reversed(range(_TRIES)):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,14 +61,14 @@ def _lock(descriptor: int, folder: Path) -> None:
         except BlockingIOError:
             # `is_live` in another process holds the lock for an instant, a run holds it for good.
             if left == 0:
-                raise in_use(folder) from None
+                raise in_use(folder, name) from None
             time.sleep(_WAIT)
 
 
-def in_use(folder: Path) -> RunInUse:
-    """The error for a folder that another process holds, with its pid, host and start as `.lock` has them."""
+def in_use(folder: Path, name: str = LOCK) -> RunInUse:
+    """The error for a folder that another process holds, with its pid, host and start as the lock has them."""
     try:
-        owner = json.loads((folder / LOCK).read_bytes())
+        owner = json.loads((folder / name).read_bytes())
         who = f"process {owner['pid']} on {owner['host']}, since {owner['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import bitsandbytes.functional as bnb
 import torch
 from torch import Tensor
 
+from lite_align.model.bits import functional
 from lite_align.model.budget import Sizes
 
 ROWS = {"cuda": 4096, "cpu": 256}
@@ -160,8 +160,8 @@ def measure_rate(size: Sizes, *, quantization: str, dtype: torch.dtype, device: 
     operations = 4.0 * rows * weight.numel() / seconds
     if quantization != "nf4":
         return Rate(operations, 0.0)
-    packed, state = bnb.quantize_4bit(weight, quant_type="nf4")
-    once = _seconds(lambda: bnb.dequantize_4bit(packed, state), device)
+    packed, state = functional.quantize_4bit(weight, quant_type="nf4")
+    once = _seconds(lambda: functional.dequantize_4bit(packed, state), device)
     return Rate(operations, once * size.block_weights / weight.numel())
 
 

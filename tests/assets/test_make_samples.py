@@ -12,6 +12,7 @@ from lite_align.data import formats, sources
 COMMITTED = Path(__file__).parents[2] / "data_samples"
 FORMATS = (
     *make_samples.PAIR_FORMATS,
+    *make_samples.VOTE_FORMATS,
     *make_samples.RATED_FORMATS,
     *make_samples.CHAT_FORMATS,
     *make_samples.PROMPT_FORMATS,

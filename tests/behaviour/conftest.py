@@ -224,6 +224,8 @@ class Warm:
     answers: IO[str]
     log: Path
     cache: Path
+    compiler: frozenset[str]
+    """Modules of torch's compiler that a fresh process has loaded before its first command."""
 
     def start(self, arguments: Sequence[str], **strike: object) -> int:
         """Fork a child for a command line and return its pid."""
@@ -254,7 +256,8 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
-        yield Warm(server.stdin, server.stdout, folder / "log.txt", folder / "cache")
+        compiler = frozenset(json.loads(server.stdout.readline()))
+        yield Warm(server.stdin, server.stdout, folder / "log.txt", folder / "cache", compiler)
         server.stdin.close()
 
 

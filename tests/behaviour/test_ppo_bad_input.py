@@ -69,7 +69,7 @@ def test_some_prompts_that_are_too_long_are_counted(
     assert (data["rows"], data["kept"]) == (21, 20)
     assert data["dropped"] == {"LA208": 1}
     assert sources
-    assert all(source._child is None for source in sources)
+    assert all(source.function.child is None for source in sources)
 
 
 def test_an_answer_longer_than_the_context(ppo_job: Make, letters: str):

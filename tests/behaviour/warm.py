@@ -3,7 +3,8 @@
 One order a line on stdin, as JSON: `arguments`, `log` (a file for both outputs), `cache` (a folder), and what strikes
 the child: `operation` (a fault of `lite_align.train.files`, such as "rename:3") or `call` ("module:name", and the `nth`
 call before which the child sends itself `signal` or raises `error`, the name and the text of an error of torch).
-Answers: the pid of the child, and after one more line, whatever it says, its exit code (-9 after SIGKILL).
+Answers: the pid of the child, and after one more line, whatever it says, its exit code (-9 after SIGKILL). The first
+line of all says what the imports loaded of torch's compiler.
 """
 
 import functools
@@ -75,6 +76,7 @@ def obey(order: dict[str, Any]) -> int:
 
 def main() -> None:
     """Serve until stdin ends."""
+    print(json.dumps([name for name in sys.modules if name.startswith("torch._inductor")]), flush=True)
     while line := sys.stdin.readline():
         order = json.loads(line)
         child = os.fork()

@@ -10,10 +10,11 @@ from lite_align.data.lint import (
     lint_pairs,
     lint_rated,
     too_many_dropped,
+    unused,
     write_rows,
 )
 from lite_align.data.sources import RawTable, read
-from lite_align.data.types import Chat, Message, Pair, Rated, Source
+from lite_align.data.types import Chat, Message, Pair, Rated, Source, Unused
 from lite_align.errors import DataError, UserError
 
 
@@ -125,6 +126,27 @@ def test_the_refusal_counts_by_rule_names_rows_and_the_remedy():
     assert "lite-align check f.jsonl --fix clean.jsonl" in error.remedy
     assert "--set data.max_dropped=0.10" in error.remedy
     assert too_many_dropped({"LA301": 118}, 1204, 0.10) is None
+
+
+def test_what_is_no_fault_stops_nothing_unless_nothing_is_left():
+    assert too_many_dropped({"LA310": 60}, 100, 0.05) is None
+    assert too_many_dropped({"LA310": 60, "LA301": 5}, 100, 0.05) is None
+    mixed = too_many_dropped({"LA310": 60, "LA301": 6}, 100, 0.05)
+    assert mixed is not None
+    assert mixed.what.startswith("6 of 100 rows (6.0%)")
+    assert mixed.details == ("LA310 no preference: 60", "LA301 identical: 6")
+    nothing = too_many_dropped({"LA310": 3}, 3, 0.05, file="v.jsonl")
+    assert nothing is not None
+    assert nothing.what == "none of 3 rows in v.jsonl prefers an answer"
+
+
+def test_a_weight_of_zero_and_what_a_format_left_out_are_told():
+    assert reasons(pair(1, weight=0.0), pair(2, "q")) == {"LA310": ["f.jsonl:1 its weight is 0"]}
+    assert rated_reasons(thumb(1, weight=0.0), thumb(2, "q"), thumb(3, "q", "b", up=False)) == {
+        "LA310": ["f.jsonl:1 its weight is 0"]
+    }
+    left = unused([pair(1), Unused(Source("f.jsonl", 2), rule="LA310", reason="a tie")])
+    assert {rule: [str(row) for row in rows] for rule, rows in left.items()} == {"LA310": ["f.jsonl:2 a tie"]}
 
 
 def test_a_cleaned_copy_holds_the_rows_as_they_were(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_align.data.types import Message
-from lite_align.data.votes import CHOICES, SOURCES, Comparison, Vote, latest
+from lite_align.data.votes import CHOICES, SOURCES, Comparison, Vote, latest, standing
 
 COMPARISON = Comparison(
     prompt=(Message("user", "Where is the pool?"),), a="North.", b="South.", category="fact"
@@ -52,6 +52,14 @@ def test_a_comparison_is_the_same_whichever_answer_stands_first() -> None:
 def test_the_last_vote_of_an_annotator_counts() -> None:
     other = replace(VOTE, annotator="ben", choice="b")
     assert latest([VOTE, other, replace(VOTE, choice="tie")]) == [replace(VOTE, choice="tie"), other]
+
+
+def test_a_repeated_question_has_two_votes_and_none_takes_back_the_last() -> None:
+    again, other = replace(VOTE, choice="b"), replace(VOTE, annotator="ben")
+    taken_back = replace(VOTE, choice="none")
+    assert standing([VOTE, other, again]) == [VOTE, other, again]
+    assert standing([VOTE, again, other, taken_back]) == [VOTE, other]
+    assert standing([VOTE, taken_back, taken_back, again]) == [again]
 
 
 def test_a_vote_that_was_taken_back_is_gone() -> None:

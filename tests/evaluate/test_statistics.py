@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from lite_align.evaluate.statistics import (
     Bin,
     accuracy,
+    bootstrap_mean,
     bracket,
     calibration_error,
     correlation,
+    holm,
     mean,
     percent,
+    permutation_test,
     ratio,
     reliability,
     share_above_zero,
@@ -65,6 +68,36 @@ def test_sign_test_is_the_binomial_tail() -> None:
     # 1 of 6 below: 2·(1 + 6)/64
     assert sign_test([1.0] * 5 + [-1.0]) == pytest.approx(14 / 64)
     assert sign_test([0.0]) == 1.0
+
+
+def test_permutation_test_counts_the_signs() -> None:
+    # Of the 32 signs of five positive differences only all + and all − are as far from 0; of 1, 2, −4 (mean −1/3) the
+    # sums over the 8 signs are ±1, ±3, ±5 and ±7, each once: all are as far.
+    assert permutation_test([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 32)
+    assert permutation_test([1.0, 2.0, -4.0]) == pytest.approx(1.0)
+    assert permutation_test([1.0] * 40) == pytest.approx(
+        2 / 10_000
+    )  # drawn: (0 + 1)/(9,999 + 1) on each side
+    assert permutation_test([0.0, 0.0]) == permutation_test([]) == 1.0
+
+
+def test_bootstrap_mean_follows_the_skew() -> None:
+    values = [0.0] * 15 + [1.0] * 4 + [9.0]
+    found = bootstrap_mean(values)
+    assert found == bootstrap_mean(values)
+    assert found.value == pytest.approx(0.65)
+    assert found.high - found.value > 1.5 * (found.value - found.low) > 0
+    # As with the t interval where there is no skew: 1.96/2.09 of its width with n = 20, times √(19/20).
+    even = [float(n) for n in range(20)]
+    assert bootstrap_mean(even).low == pytest.approx(9.5 - 0.915 * (9.5 - mean(even).low), abs=0.15)
+    assert (bootstrap_mean([2.0] * 5).low, bootstrap_mean([2.0] * 5).high) == (2.0, 2.0)
+    assert bootstrap_mean([2.0]) == mean([2.0])
+
+
+def test_holm_by_hand() -> None:
+    # 0.005·4, 0.01·3, then 0.03·2 = 0.06, and 0.04·1, which may not fall below 0.06
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert (holm([0.6, 0.9]), holm([])) == ([1.0, 1.0], [])
 
 
 def test_shares_for_reading() -> None:

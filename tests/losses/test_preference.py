@@ -261,6 +261,8 @@ def test_metrics_are_rewards_and_equal_ones_count_half() -> None:
             "rewards/margins": 0.5,
             "logps/chosen": -12.0,
             "logps/rejected": -20.0,
+            "lengths/chosen": 4.0,
+            "lengths/rejected": 5.0,
         }
     )
     assert metrics(pair(-14, -17), 0.1)["rewards/accuracies"].item() == 0.5

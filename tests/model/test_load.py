@@ -1,7 +1,6 @@
 """Loading: choices, refusals, and the facts about 4-bit layers that everything after rests on."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -215,13 +214,6 @@ def test_transformers_is_as_loud_afterwards_as_before(tiny_llama: Path, capfd: p
     loaded(tiny_llama)
     assert capfd.readouterr() == ("", "")
     assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
-
-
-def test_only_two_messages_of_bitsandbytes_are_dropped(caplog: pytest.LogCaptureFixture):
-    logger = logging.getLogger("bitsandbytes.autograd._functions")
-    logger.warning("MatMul8bitLt: inputs will be cast from %s to float16 during quantization", torch.float32)
-    logger.warning("something else")
-    assert caplog.messages == ["something else"]
 
 
 def test_subnormal_numbers_are_flushed_on_a_cpu(tiny_llama):

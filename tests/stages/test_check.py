@@ -77,6 +77,25 @@ def test_fix_writes_the_usable_rows_as_they_stand(tmp_path):
     assert list(tmp_path.iterdir()) in ([file, fixed], [fixed, file])
 
 
+def test_votes_are_checked_as_pairs_and_fix_keeps_all_of_them(tmp_path):
+    """Without one of its votes an undecided comparison would be decided."""
+
+    def vote(number: int, choice: str, annotator: str) -> dict:
+        prompt = [{"role": "user", "content": f"Which one, {number}?"}]
+        return {"prompt": prompt, "a": "This.", "b": "That.", "choice": choice, "annotator": annotator}
+
+    votes = [
+        vote(n, "b" if name == "ben" and n < 3 else "a", name) for n in range(9) for name in ("ann", "ben")
+    ]
+    fixed = tmp_path / "clean.jsonl"
+    text = run(write(tmp_path, [*votes, '{"prompt": "x']), fix=fixed)
+    assert [json.loads(line) for line in fixed.read_text().splitlines()] == votes
+    shown = " ".join(run(fixed).split())
+    assert "6 usable pairs; left out: 3 LA310" in shown
+    assert "annotators differ: 1 a, 1 b" in shown
+    assert "6 usable pairs" in " ".join(text.split())
+
+
 def test_a_file_without_usable_rows_is_not_written(tmp_path):
     fixed = tmp_path / "clean.jsonl"
     with pytest.raises(DataError, match="no usable row"):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from lite_align.errors import ModelError
-from lite_align.stages import answers
+from lite_align.stages import answers, prepare
 from tests.stages import small
 from tests.stages.commands import ROWS, dpo
 
@@ -58,3 +58,9 @@ def test_a_model_without_weights_is_refused_before_anything_is_written(tiny_llam
     with pytest.raises(ModelError, match="safetensors"):
         dpo(tmp_path / "model", tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_quantiles_are_lengths_that_occur():
+    assert prepare.quantiles([1, 2, 3, 9]) == {"median": 2, "95 %": 9, "longest": 9}
+    assert prepare.quantiles(list(range(101))) == {"median": 50, "95 %": 95, "longest": 100}
+    assert prepare.quantiles([7]) == {"median": 7, "95 %": 7, "longest": 7}

@@ -7,7 +7,7 @@ import pytest
 
 from lite_align.data.types import Message
 from lite_align.errors import RecipeError, TrainingStopped
-from lite_align.stages import reward_function
+from lite_align.stages import user_function
 from lite_align.stages.episodes import Episode
 from lite_align.stages.reward_function import RewardFunction, located
 from tests.stages.test_child import gone
@@ -41,8 +41,8 @@ def source(tmp_path: Path):
 
 
 def pid(function: RewardFunction) -> int:
-    assert function._child is not None
-    return function._child.pid
+    assert function.function.child is not None
+    return function.function.child.pid
 
 
 def test_a_function_gets_what_it_asks_for(source):
@@ -124,14 +124,14 @@ def test_a_failure_costs_its_answer_and_the_rest_goes_on(source, body, kind, mes
     assert time.monotonic() - begun < 20
     assert function.errors.kinds == {kind: 1}
     (told,) = function.errors.messages
-    assert told.startswith(message.replace("FILE", str(function.file)))
+    assert told.startswith(message.replace("FILE", str(function.function.file)))
     assert function.errors.take() == 1
     assert function([episode("a")]) == [1.0]
     assert function.errors.take() == 0
 
 
 def test_a_function_that_stops_its_clock_is_killed(source, monkeypatch):
-    monkeypatch.setattr(reward_function, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(user_function, "GRACE_SECONDS", 0.2)
     function = source(
         "import faulthandler, time\ndef f(answer):\n"
         "    if answer == 'bad': faulthandler.cancel_dump_traceback_later(); time.sleep(60)\n    return 1\n",
@@ -154,8 +154,8 @@ def test_a_lost_round_is_not_asked_to_its_end(source):
     assert function([episode(str(n)) for n in range(10)]) == [None] * 10
     assert function.errors.kinds == {"raised an error": 6, "not asked after these": 4}
     first, *messages = function.errors.tell()
-    assert first == f"reward function {function.file}:f: 6 raised an error, 4 not asked after these"
-    assert messages == [f"  OSError: {n} ({function.file}:2)" for n in range(3)]
+    assert first == f"reward function {function.function.file}:f: 6 raised an error, 4 not asked after these"
+    assert messages == [f"  OSError: {n} ({function.function.file}:2)" for n in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_what_cannot_be_used_stops_before_the_start(source, tmp_path, text, what
 def test_what_ends_or_hangs_at_its_start_stops_before_the_start(source, monkeypatch):
     with pytest.raises(RecipeError, match=r"ended at its start: ended with exit code 3\.\nwhy\n"):
         source("import os; print('why'); os._exit(3)")
-    monkeypatch.setattr(reward_function, "START_SECONDS", SECONDS)
+    monkeypatch.setattr(user_function, "START_SECONDS", SECONDS)
     with pytest.raises(RecipeError, match=r"did not start in 0.3 s at .*rewards.py:2\."):
         source("import time\ntime.sleep(60)")
 
@@ -212,7 +212,7 @@ def test_closing_ends_the_process(source):
 def test_the_form_is_file_and_name(written):
     with pytest.raises(RecipeError, match="names no function in a file") as caught:
         located(written)
-    assert "--reward-fn" in caught.value.remedy
+    assert "FILE.py:NAME" in caught.value.remedy
 
 
 def test_a_file_that_is_not_there_is_told_with_the_nearest(tmp_path):

@@ -62,6 +62,9 @@ def test_the_record_says_everything(done, tiny_llama):
     data = record["data"]
     assert (data["format"], data["rows"], data["kept"], data["held_out"]) == ("pair.text", 24, 24, 6)
     assert data["dropped"] == {}
+    assert set(data["tokens"]) == {"prompt", "chosen", "rejected"}
+    assert all(0 < part["median"] <= part["95 %"] <= part["longest"] for part in data["tokens"].values())
+    assert data["warnings"] == []
     assert record["plan"]["total_steps"] == 4
     assert record["plan"]["pairs"] == 18
     model = record["model"]

@@ -95,6 +95,27 @@ def test_a_failed_append_leaves_the_lines_before_it(tmp_path: Path, monkeypatch:
     assert path.read_bytes() == b"first line\n"
 
 
+def test_an_append_that_is_synced_is_on_the_disk_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    told: list[files.Operation] = []
+    with files.observed(told.append):
+        files.append(path, b"first\n", sync=True)
+        files.append(path, b"second\n", sync=True)
+    steps = [(operation.kind, operation.path) for operation in told]
+    assert steps == [
+        *(
+            ("open", path),
+            ("write", path),
+            ("fsync", path),
+            ("fsync", tmp_path),
+        ),  # the name of a new file too
+        *(("open", path), ("write", path), ("fsync", path)),
+    ]
+    with pytest.raises(OSError, match="Input/output"), files.observed(files.Fault("fsync", 1, errno.EIO)):
+        files.append(path, b"third\n", sync=True)
+    assert path.read_bytes() == b"first\nsecond\n"
+
+
 def test_rename_folder_refuses_an_existing_target_even_if_it_is_empty(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

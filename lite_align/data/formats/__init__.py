@@ -3,9 +3,9 @@
 A new format is one function in `pairs.py` or `singles.py` and one sample file in `data_samples/formats/`.
 """
 
-# importing the two modules fills FORMATS
-from lite_align.data.formats import pairs, singles
-from lite_align.data.formats.detection import Detection, convert, detect, try_convert
+# importing the modules fills FORMATS
+from lite_align.data.formats import pairs, singles, votes
+from lite_align.data.formats.detection import Detection, convert, detect, read_rows, try_convert
 from lite_align.data.formats.registry import FORMATS, Format, Problem
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "convert",
     "detect",
     "pairs",
+    "read_rows",
     "singles",
     "try_convert",
+    "votes",
 ]

@@ -11,7 +11,7 @@ from lite_align.data.formats.conversation import BadRow
 from lite_align.data.formats.registry import FORMATS, Fields, Format, Kind, Problem, shapes_of
 from lite_align.data.sources import RawTable
 from lite_align.data.strict_json import Json
-from lite_align.data.types import Pair, Ranking, Rated, Row, Source
+from lite_align.data.types import Pair, Ranking, Rated, Row, Source, Unused
 from lite_align.errors import DataError
 
 AGREEMENT = 0.98
@@ -78,6 +78,8 @@ def detect(
         _refuse(table, rows, fits, chosen)
     ranked = [(name, count / len(rows)) for name, count in votes.most_common() if name != chosen.name]
     notes = (chosen.note,) if chosen.note else ()
+    if chosen.together is not None:
+        notes = (*notes, chosen.together(_read_all(rows, chosen)[0]).note)
     if any(row.get("tools") for _, row in rows):
         notes = (*notes, "the tools column is not part of the trained text")
     kind = chosen.kind
@@ -100,6 +102,8 @@ def convert(
 ) -> list[Row]:
     """Convert every row by the detected format; of a ranking take one pair, or with `every_pair` all of them.
 
+    What a format leaves out as a matter of course is among them as `Unused`.
+
     Raises:
         DataError: rows do not fit; all of them are listed as `file:line what is wrong`.
     """
@@ -118,13 +122,23 @@ def try_convert(
 ) -> tuple[list[Row], list[Problem]]:
     """Convert the rows that fit the format, and name the others (for `check --fix`)."""
     chosen = FORMATS[detection.name]
-    rows, problems = _read_all(_renamed(table, mapping or {}), chosen)
+    rows, problems = read_rows(table, detection, mapping)
     if chosen.kind == "rated" and detection.kind == "pair":
         return list(thumbs.pair_up([row for row in rows if isinstance(row, Rated)])), problems
+    if chosen.together is not None:
+        rows = chosen.together(rows).rows
     converted = [pair for row in rows for pair in _pairs_of(row, every_pair)]
     if chosen.kind == "pair" and detection.kind == "rated":
-        return list(thumbs.take_apart(row for row in converted if isinstance(row, Pair))), problems
+        taken_apart = thumbs.take_apart(row for row in converted if isinstance(row, Pair))
+        return [*taken_apart, *(row for row in converted if isinstance(row, Unused))], problems
     return converted, problems
+
+
+def read_rows(
+    table: RawTable, detection: Detection, mapping: Mapping[str, str] | None = None
+) -> tuple[list[Row], list[Problem]]:
+    """Each row by the detected format alone, before any are put together, and those that do not fit it."""
+    return _read_all(_renamed(table, mapping or {}), FORMATS[detection.name])
 
 
 def _pairs_of(row: Row, every_pair: bool) -> Sequence[Row]:

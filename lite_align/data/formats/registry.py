@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, dropwhile
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lite_align.data.formats.conversation import (
     BadRow,
@@ -140,9 +140,7 @@ class Fields:
         check_prompt(prompt)
         check_answer(chosen, "chosen")
         check_answer(rejected, "rejected")
-        weight = weight if weight is not None else self.number("weight")
-        if weight is not None and weight < 0:
-            raise BadRow(f'"weight" is {weight:g}; a number from 0 up expected')
+        weight = weight if weight is not None else self.weight()
         return Pair(
             self.source,
             self.category(),
@@ -151,7 +149,7 @@ class Fields:
             chosen=chosen,
             rejected=rejected,
             margin=margin if margin is not None else self.margin(),
-            weight=1.0 if weight is None else weight,
+            weight=weight,
         )
 
     def ranking(
@@ -198,7 +196,15 @@ class Fields:
         answer = without_prompt(_said(answer), prompt)
         check_prompt(prompt)
         check_answer(answer, "completion")
-        return Rated(self.source, self.category(), self.id(), prompt=prompt, answer=answer, label=label)
+        return Rated(
+            self.source,
+            self.category(),
+            self.id(),
+            prompt=prompt,
+            answer=answer,
+            label=label,
+            weight=self.weight(),
+        )
 
     # Optional columns
 
@@ -220,6 +226,15 @@ class Fields:
                 return str(value)
         return None
 
+    def weight(self) -> float:
+        """Return `weight`, what the row counts in the loss; 1 where there is none."""
+        weight = self.number("weight")
+        if weight is None:
+            return 1.0
+        if weight < 0:
+            raise BadRow(f'"weight" is {weight:g}; a number from 0 up expected')
+        return weight
+
     def margin(self) -> float | None:
         """Return `margin`, or the difference of the scores; 0 says that the answers are rated alike."""
         margin = self.number("margin")
@@ -234,12 +249,20 @@ class Fields:
         return None
 
 
+class Together(NamedTuple):
+    """What all rows of a table come to, where a row alone is not one, and a note on how many were put together."""
+
+    rows: list[Row]
+    note: str
+
+
 @dataclass(frozen=True)
 class Format:
     """One data format.
 
     `columns` maps needed columns (`a|b`: either) to their shape, `without` names columns that rule it out,
-    `when` looks closer at a row; of all formats that fit, the one with the highest `rank` wins.
+    `when` looks closer at a row; of all formats that fit, the one with the highest `rank` wins. `together` makes the
+    rows of a table of what `read` returns, where several rows of the file belong to one.
     """
 
     name: str
@@ -251,6 +274,7 @@ class Format:
     rank: int
     note: str
     read: Callable[[Fields], Row]
+    together: Callable[[Sequence[Row]], Together] | None = None
 
     @property
     def sample(self) -> str:
@@ -278,6 +302,7 @@ def data_format(
     *,
     without: tuple[str, ...] = (),
     when: Callable[[Mapping[str, Json]], bool] | None = None,
+    together: Callable[[Sequence[Row]], Together] | None = None,
     note: str = "",
 ) -> Callable[[Callable[[Fields], Row]], Callable[[Fields], Row]]:
     """Enter the decorated function, which reads one row, into `FORMATS`; names are unique."""
@@ -285,7 +310,7 @@ def data_format(
     def enter(read: Callable[[Fields], Row]) -> Callable[[Fields], Row]:
         assert name not in FORMATS, f"format {name} is defined twice"
         rank = 2 * len(columns) + (when is not None) + 100 * (kind == "refused")
-        FORMATS[name] = Format(name, kind, description, columns, without, when, rank, note, read)
+        FORMATS[name] = Format(name, kind, description, columns, without, when, rank, note, read, together)
         return read
 
     return enter

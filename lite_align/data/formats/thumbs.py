@@ -11,9 +11,20 @@ MAKE_PAIRS = "--set data.pair_thumbs=true"
 
 
 def pair_up(rated: Sequence[Rated]) -> list[Pair]:
-    """Build pairs where one prompt has both thumbs; each answer is used once, in the order of the file."""
+    """Build pairs where one prompt has both thumbs; each answer is used once, in the order of the file.
+
+    A pair weighs what the lighter of its thumbs weighs.
+    """
     return [
-        Pair(up.source, up.category, up.id, prompt=up.prompt, chosen=up.answer, rejected=down.answer)
+        Pair(
+            up.source,
+            up.category,
+            up.id,
+            prompt=up.prompt,
+            chosen=up.answer,
+            rejected=down.answer,
+            weight=min(up.weight, down.weight),
+        )
         for ups, downs in _by_prompt(rated).values()
         for up, down in zip(ups, downs, strict=False)
     ]
@@ -22,7 +33,15 @@ def pair_up(rated: Sequence[Rated]) -> list[Pair]:
 def take_apart(pairs: Iterable[Pair]) -> list[Rated]:
     """Two rows of each pair: a thumb up for the chosen answer, then a thumb down for the rejected one."""
     return [
-        Rated(pair.source, pair.category, pair.id, prompt=pair.prompt, answer=answer, label=label)
+        Rated(
+            pair.source,
+            pair.category,
+            pair.id,
+            prompt=pair.prompt,
+            answer=answer,
+            label=label,
+            weight=pair.weight,
+        )
         for pair in pairs
         for answer, label in ((pair.chosen, True), (pair.rejected, False))
     ]

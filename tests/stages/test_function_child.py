@@ -1,4 +1,4 @@
-"""What a reward function can ask for and return; the process itself is tested in test_reward_function."""
+"""What functions can ask for and return; the process itself is tested in test_user_function."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,18 @@ import numpy
 import pytest
 import torch
 
-from lite_align.stages.reward_child import ARGUMENTS, Refused, WrongValue, answer, checked, load, wanted
+from lite_align.stages.function_child import (
+    CONTRACTS,
+    Refused,
+    WrongValue,
+    answer,
+    load,
+    number,
+    verdict,
+    wanted,
+)
+
+REWARD, JUDGE = CONTRACTS["reward"], CONTRACTS["judge"]
 
 
 def test_arguments_are_asked_for_by_name():
@@ -23,13 +34,13 @@ def test_arguments_are_asked_for_by_name():
     class Judge:
         def __call__(self, prompt, answer) -> numpy.float32: ...
 
-    assert wanted(one, "f") == ["answer", "row"]
-    assert wanted(keywords, "f") == ["tokens", "stopped"]
-    assert wanted(everything, "f") == list(ARGUMENTS)
-    assert wanted(typed, "f") == ["messages", "row", "answer"]
-    assert wanted(loose, "f") == ["prompt"]
-    assert wanted(Judge(), "f") == ["prompt", "answer"]
-    assert wanted(lambda: 1, "f") == []
+    assert wanted(one, "f", REWARD) == ["answer", "row"]
+    assert wanted(keywords, "f", REWARD) == ["tokens", "stopped"]
+    assert wanted(everything, "f", REWARD) == list(REWARD.arguments)
+    assert wanted(typed, "f", REWARD) == ["messages", "row", "answer"]
+    assert wanted(loose, "f", REWARD) == ["prompt"]
+    assert wanted(Judge(), "f", REWARD) == ["prompt", "answer"]
+    assert wanted(lambda: 1, "f", REWARD) == []
 
 
 def unknown(response): ...
@@ -66,15 +77,15 @@ async def later(answer): ...
 )
 def test_what_does_not_fit_is_refused(function, what):
     with pytest.raises(Refused, match=what):
-        wanted(function, "f")
+        wanted(function, "f", REWARD)
 
 
 @pytest.mark.parametrize(
     "value", [1, 1.0, True, Fraction(1), numpy.float32(1), numpy.int64(1), numpy.float64(1)]
 )
 def test_numbers_are_rewards(value):
-    assert checked(value) == 1.0
-    assert type(checked(value)) is float
+    assert number(value) == 1.0
+    assert type(number(value)) is float
 
 
 @pytest.mark.parametrize(
@@ -93,26 +104,62 @@ def test_numbers_are_rewards(value):
 )
 def test_everything_else_is_not(value, what):
     with pytest.raises(WrongValue, match=what):
-        checked(value)
+        number(value)
 
 
 def test_a_reply_holds_a_value_or_an_error_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.path", ["elsewhere"])
     monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setitem(__import__("sys").modules, "reward_file", None)
+    monkeypatch.setitem(__import__("sys").modules, "function_file", None)
     (tmp_path / "beside.py").write_text("def broken(text):\n    raise ValueError('no\\nnumber')\n")
     file = str(tmp_path / "rewards.py")
     Path(file).write_text(
         "import beside\ndef f(answer):\n    return beside.broken(answer) if answer else 2\n"
     )
     function = load(file, "f")
-    assert answer(function, {"answer": ""}, file) == {"value": 2.0}
-    assert answer(function, {"answer": "a"}, file) == {
+    assert answer(function, {"answer": ""}, file, REWARD) == {"value": 2.0}
+    assert answer(function, {"answer": "a"}, file, REWARD) == {
         "error": "raised an error",
         "message": f"ValueError: no ({file}:3)",
     }
-    assert answer(lambda: "x", {}, file) == {
+    assert answer(lambda: "x", {}, file, REWARD) == {
         "error": "without a number",
         "message": "returned 'x' (str), not a number",
     }
-    assert answer(lambda: exit(3), {}, file)["message"].startswith("SystemExit: 3")  # type: ignore[union-attr]
+    assert answer(lambda: exit(3), {}, file, REWARD)["message"].startswith("SystemExit: 3")  # type: ignore[union-attr]
+
+
+def better(a: str, b: str, row: dict) -> "str": ...
+def likelier(a, b) -> float: ...
+def list_of(a) -> list: ...
+
+
+def test_a_judge_is_asked_for_two_answers():
+    assert wanted(better, "f", JUDGE) == ["a", "b", "row"]
+    assert wanted(likelier, "f", JUDGE) == ["a", "b"]
+    with pytest.raises(Refused, match='f says that it returns list; a verdict is "a", "b", "tie", or the'):
+        wanted(list_of, "f", JUDGE)
+    with pytest.raises(Refused, match="f asks for answer. There is, by name: prompt"):
+        wanted(lambda answer: "a", "f", JUDGE)
+
+
+@pytest.mark.parametrize("value", ["a", "b", "tie", 0, 1, 0.25, numpy.float32(0.5)])
+def test_verdicts_and_probabilities_are_verdicts(value):
+    assert verdict(value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (True, "returned True, not"),
+        ("A", "returned 'A', not"),
+        ("the first", "returned 'the first', not"),
+        (1.01, "returned 1.01, which is no probability"),
+        (-1, "returned -1, which is no probability"),
+        (None, "returned None"),
+        (math.nan, "returned nan"),
+    ],
+)
+def test_nothing_else_is_a_verdict(value, what):
+    with pytest.raises(WrongValue, match=what):
+        verdict(value)

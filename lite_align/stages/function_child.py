@@ -1,10 +1,11 @@
-"""The process in which a user's reward function runs: a script of the standard library alone.
+"""The process in which a function of the user's own runs: a script of the standard library alone.
 
-    python reward_child.py FILE NAME SECONDS SECONDS_TO_START
+    python function_child.py KIND FILE NAME SECONDS SECONDS_TO_START
 
-It reads one JSON object a line (what the function can ask for) and writes one: `{"ready": true}` or `{"refused": …}`
-at the start, then `{"value": 0.5}` or `{"error": kind, "message": …}` for each. What the function prints goes to
-standard error. A call that takes longer than SECONDS ends the process with a traceback that shows where it hung.
+KIND is one of `CONTRACTS`. It reads one JSON object a line (what the function can ask for) and writes one:
+`{"ready": true}` or `{"refused": …}` at the start, then `{"value": 0.5}` or `{"error": kind, "message": …}` for each.
+What the function prints goes to standard error. A call that takes longer than SECONDS ends the process with a
+traceback that shows where it hung.
 """
 
 import faulthandler
@@ -17,16 +18,10 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, get_origin
 
-ARGUMENTS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "prompt": ("text of the last user turn", (str,)),
-    "messages": ('turns before the answer, each {"role": …, "content": …}', (list,)),
-    "answer": ("text of the answer", (str,)),
-    "row": ("columns of the prompt's row in the file", (dict,)),
-    "stopped": ("whether the answer ended by itself", (bool, int)),
-    "tokens": ("length of the answer in tokens", (int, float)),
-}
+Arguments = Mapping[str, tuple[str, tuple[type, ...]]]
 """What a function can ask for by name: meaning, and the types that an annotation may say."""
 
 PLAIN = (
@@ -39,7 +34,7 @@ PLAIN = (
     tuple,
     set,
     bytes,
-)  # annotations that are compared with `ARGUMENTS`
+)  # annotations that are compared with `Arguments`
 
 
 class Refused(Exception):
@@ -47,14 +42,33 @@ class Refused(Exception):
 
 
 class WrongValue(Exception):
-    """What the function returned is not a reward."""
+    """What the function returned is not what it is asked for."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a kind of function is given, and what it gives back.
+
+    Attributes:
+        arguments: that it can ask for.
+        checked: turns what it returned into what JSON can hold; WrongValue where that is impossible.
+        returns: types that its annotation may name.
+        wanted: those in words.
+        wrong: what an error is counted as when it returned something else.
+    """
+
+    arguments: Arguments
+    checked: Callable[[object], object]
+    returns: tuple[type, ...]
+    wanted: str
+    wrong: str
 
 
 def load(file: str, name: str) -> Callable[..., Any]:
     """Run the file as `python FILE` would find its imports, and take a function from it; Refused with file:line."""
-    module = types.ModuleType("reward_file")
+    module = types.ModuleType("function_file")
     module.__file__ = os.path.abspath(file)
-    sys.modules["reward_file"] = module
+    sys.modules["function_file"] = module
     sys.path.insert(0, os.path.dirname(module.__file__))
     sys.argv = [file]
     try:
@@ -72,42 +86,40 @@ def load(file: str, name: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def wanted(function: Any, name: str) -> list[str]:
+def wanted(function: Any, name: str, contract: Contract) -> list[str]:
     """The arguments that a function asks for; Refused where it asks for others, or returns something else."""
     if not callable(function):
         raise Refused(f"{name} is no function: {type(function).__name__}.")
     if inspect.iscoroutinefunction(function):
-        raise Refused(f"{name} is async; a reward function returns its value.")
+        raise Refused(f"{name} is async; a plain function returns its value.")
     try:
         signature = inspect.signature(function)
     except ValueError as error:
         raise Refused(f"the arguments of {name} cannot be read: {error}") from error
-    names: list[str] = []
+    arguments, names = contract.arguments, list[str]()
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            return list(ARGUMENTS)
-        if parameter.name in ARGUMENTS and parameter.kind in (
+            return list(arguments)
+        if parameter.name in arguments and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
         ):
-            check_annotation(parameter.annotation, parameter.name, name)
+            check_annotation(parameter.annotation, parameter.name, name, arguments)
             names.append(parameter.name)
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
-            known = "; ".join(f"{k} ({meaning})" for k, (meaning, _) in ARGUMENTS.items())
+            known = "; ".join(f"{k} ({meaning})" for k, (meaning, _) in arguments.items())
             raise Refused(f"{name} asks for {parameter.name}. There is, by name: {known}.")
     returns = named(signature.return_annotation)
     if returns is not signature.empty and not (
-        isinstance(returns, type) and issubclass(returns, numbers.Real)
+        isinstance(returns, type) and issubclass(returns, contract.returns)
     ):
-        raise Refused(
-            f"{name} says that it returns {shown(signature.return_annotation)}; a reward is a float, an int or a bool."
-        )
+        raise Refused(f"{name} says that it returns {shown(signature.return_annotation)}; {contract.wanted}.")
     return names
 
 
-def check_annotation(annotation: Any, argument: str, name: str) -> None:
+def check_annotation(annotation: Any, argument: str, name: str, arguments: Arguments) -> None:
     """Refuse a plain type that the argument never has; whatever else an annotation says is the user's own."""
-    meaning, allowed = ARGUMENTS[argument]
+    meaning, allowed = arguments[argument]
     plain = named(get_origin(annotation) or annotation)
     if plain in PLAIN and plain not in allowed:
         raise Refused(
@@ -127,17 +139,65 @@ def shown(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def checked(value: object) -> float:
-    """The reward as a float: any real number that is finite; WrongValue otherwise, so for texts, None and tensors."""
+def number(value: object) -> float:
+    """Any real number that is finite, as a float; WrongValue otherwise, so for texts, None and tensors."""
     if not isinstance(value, numbers.Real):
         raise WrongValue(f"returned {value!r:.60} ({type(value).__name__}), not a number")
     try:
-        reward = float(value)
+        found = float(value)
     except OverflowError:
-        reward = math.inf
-    if not math.isfinite(reward):
-        raise WrongValue(f"returned {reward}")
-    return reward
+        found = math.inf
+    if not math.isfinite(found):
+        raise WrongValue(f"returned {found}")
+    return found
+
+
+VERDICTS = ("a", "b", "tie")
+
+
+def verdict(value: object) -> str | float:
+    """One of `VERDICTS`, or the probability that `a` is better; WrongValue otherwise, so for True and 2."""
+    if isinstance(value, str) and value in VERDICTS:
+        return str(value)
+    if isinstance(value, bool | str):
+        raise WrongValue(f'returned {value!r:.60}, not "a", "b", "tie" or a probability')
+    probability = number(value)
+    if not 0 <= probability <= 1:
+        raise WrongValue(f"returned {probability:g}, which is no probability")
+    return probability
+
+
+_CONVERSATION: Arguments = {
+    "prompt": ("text of the last user turn", (str,)),
+    "messages": ('turns before the answer, each {"role": …, "content": …}', (list,)),
+}
+CONTRACTS: Mapping[str, Contract] = {
+    "reward": Contract(
+        {
+            **_CONVERSATION,
+            "answer": ("text of the answer", (str,)),
+            "row": ("columns of the prompt's row in the file", (dict,)),
+            "stopped": ("whether the answer ended by itself", (bool, int)),
+            "tokens": ("length of the answer in tokens", (int, float)),
+        },
+        number,
+        (numbers.Real,),
+        "a reward is a float, an int or a bool",
+        "without a number",
+    ),
+    "judge": Contract(
+        {
+            **_CONVERSATION,
+            "a": ("text of one answer", (str,)),
+            "b": ("text of the other answer", (str,)),
+            "row": ("the comparison as a row of a file", (dict,)),
+        },
+        verdict,
+        (str, numbers.Real),
+        'a verdict is "a", "b", "tie", or the probability that a is better',
+        "without a verdict",
+    ),
+}
 
 
 def first_line(error: BaseException) -> str:
@@ -153,18 +213,21 @@ def place(error: BaseException, file: str) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}" if own else file
 
 
-def answer(function: Callable[..., Any], arguments: Mapping[str, object], file: str) -> dict[str, object]:
+def answer(
+    function: Callable[..., Any], arguments: Mapping[str, object], file: str, contract: Contract
+) -> dict[str, object]:
     """The reply to one request."""
     try:
-        return {"value": checked(function(**arguments))}
+        return {"value": contract.checked(function(**arguments))}
     except WrongValue as error:
-        return {"error": "without a number", "message": str(error)}
+        return {"error": contract.wrong, "message": str(error)}
     except BaseException as error:  # sys.exit() in the function ends a call, not the process
         return {"error": "raised an error", "message": f"{first_line(error)} ({place(error, file)})"}
 
 
-def main(file: str, name: str, seconds: float, start_seconds: float) -> None:
+def main(kind: str, file: str, name: str, seconds: float, start_seconds: float) -> None:
     """Serve requests until standard input ends."""
+    contract = CONTRACTS[kind]
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -179,7 +242,7 @@ def main(file: str, name: str, seconds: float, start_seconds: float) -> None:
     try:
         faulthandler.dump_traceback_later(start_seconds, exit=True, file=2)
         function = load(file, name)
-        names = wanted(function, name)
+        names = wanted(function, name, contract)
     except Refused as refused:
         reply({"refused": str(refused)})
         return
@@ -189,7 +252,7 @@ def main(file: str, name: str, seconds: float, start_seconds: float) -> None:
     for request in requests:
         given = json.loads(request)
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
-        message = answer(function, {key: given[key] for key in names}, file)
+        message = answer(function, {key: given[key] for key in names}, file, contract)
         if os.getpid() != process:  # the function forked, and this is the copy: it has nobody to answer to
             os._exit(0)
         faulthandler.cancel_dump_traceback_later()
@@ -197,4 +260,5 @@ def main(file: str, name: str, seconds: float, start_seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
+    kind, file, name, seconds, start_seconds = sys.argv[1:]
+    main(kind, file, name, float(seconds), float(start_seconds))

@@ -1,0 +1,1 @@
+"""People say which of two answers is better: what is asked, in which order, where votes go; a page and a terminal."""
