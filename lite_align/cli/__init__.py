@@ -53,6 +53,7 @@ for _verb in (
     export.export,
     flywheel.label,
     flywheel.agreement,
+    flywheel.judge,
     inspect.doctor,
     inspect.losses,
     inspect.runs,
