@@ -97,6 +97,12 @@ class Scratch:
         return found | {"seconds": time.monotonic() - started}
 
 
+def measure(job: Job) -> dict[str, Any]:
+    """Do a job in this process."""
+    module, function = SIDES[job.side]
+    return getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(job)
+
+
 def main() -> None:
     """The child: do the job and write what it measured."""
     parser = argparse.ArgumentParser()
@@ -104,9 +110,7 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     args = parser.parse_args()
     lists = {k: tuple(v) for k, v in args.job.items() if isinstance(v, list)}
-    job = Job(**{**args.job, **lists})
-    module, function = SIDES[job.side]
-    found = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(job)
+    found = measure(Job(**{**args.job, **lists}))
     args.result.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -4,13 +4,13 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import sides
-from benchmarks.sides import Side, Work
 
 PRELOADED = (
     "benchmarks.lite_ppo",
@@ -18,30 +18,33 @@ PRELOADED = (
     "benchmarks.lite_reward",
     "benchmarks.opponent_ppo",
     "trl",
+    "benchmarks.gpu.memory",
     "transformers.models.llama.modeling_llama",
 )
 
+Measure = Callable[..., dict[str, Any]]
 
-def measure(side: Side, work: Work, cache: str) -> dict[str, Any]:
+
+def measured(measure: Measure, arguments: tuple[Any, ...], cache: str) -> dict[str, Any]:
     """What the child does."""
     os.environ["LITE_ALIGN_CACHE"] = os.environ["HF_DATASETS_CACHE"] = cache
-    return sides.measure(side, work)
+    return measure(*arguments)
 
 
 @pytest.fixture
-def forked(tmp_path: Path) -> Callable[[Side, Work], dict[str, Any]]:
-    """Measures a side in a forked child."""
+def forked(tmp_path: Path) -> Measure:
+    """Calls a function of a module, with what follows it, in a forked child."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
 
-    def run(side: Side, work: Work) -> dict[str, Any]:
+    def run(measure: Measure, *arguments: Any) -> dict[str, Any]:
         with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-            return pool.submit(measure, side, work, str(tmp_path / "cache")).result()
+            return pool.submit(measured, measure, arguments, str(tmp_path / "cache")).result()
 
     return run
 
 
 @pytest.fixture
-def warm_sides(forked: Callable[[Side, Work], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def warm_sides(forked: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
     """All sides are measured in forked children."""
-    monkeypatch.setattr(sides, "run", forked)
+    monkeypatch.setattr(sides, "run", partial(forked, sides.measure))

@@ -35,7 +35,7 @@ from lite_align.recipe.schema import SpeedOptions
 
 TRL = "TRL, bf16 base, bf16 autocast"
 SLOW_TRL = "TRL, fp32 base, bf16 autocast"
-Measure = Callable[[sides.Side, Work], dict[str, Any]]
+Measure = Callable[..., dict[str, Any]]
 MACHINE = {"cpu": "A processor, 2 cores", "memory": "8 GiB", "versions": "torch 9", "commit": "abc1234"}
 
 
@@ -226,7 +226,11 @@ def test_a_small_comparison_from_the_command_line(
     """Rows are made by a seed: what both sides compute of them is known to the token. Ours is a fresh process."""
     fresh, out = sides.run, tmp_path / "out.json"
     monkeypatch.setattr(
-        sides, "run", lambda side, work: (fresh if side.module == "benchmarks.lite" else forked)(side, work)
+        sides,
+        "run",
+        lambda side, work: (
+            fresh(side, work) if side.module == "benchmarks.lite" else forked(sides.measure, side, work)
+        ),
     )
     line = f"toy/bf16 --repeats 1 --threads 1 --folder {tmp_path} --out {out} --set train.log_steps=2"
     monkeypatch.setattr(sys, "argv", ["dpo", *line.split()])

@@ -6,19 +6,21 @@ import json
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
 from benchmarks.gpu import device, lite, memory, models, opponents, tables, wheels
-from benchmarks.gpu.__main__ import Part, Record, dpo
+from benchmarks.gpu.__main__ import Part, Record, dpo, main
 from benchmarks.gpu.job import ALPHA, MIXES, RANK, Job, make_pairs
 from benchmarks.gpu.limit import NF4_BYTES, Card, floor_seconds
-from benchmarks.gpu.sides import ROOT, Scratch
+from benchmarks.gpu.sides import ROOT, Scratch, measure
 from lite_align.model.budget import sizes
 from lite_align.recipe import PROJECTIONS
 
@@ -303,8 +305,8 @@ def test_a_cell_done_again_replaces_itself_alone(tmp_path):
 
 
 def test_a_side_that_breaks_is_a_result(tmp_path):
-    broken = Scratch(tmp_path).run(Job("lite", small=True, mix="no such mix", steps=1, warmup=1), 100)
-    assert "KeyError: 'no such mix'" in broken["error"]
+    broken = Scratch(tmp_path).run(Job("no such side"), 100)
+    assert "KeyError: 'no such side'" in broken["error"]
     late = Scratch(tmp_path).run(Job("card"), 0.2)
     assert late["error"] == "stopped after 0 s"
 
@@ -377,24 +379,40 @@ def test_dpo_end_to_end_in_small(tmp_path):
     assert tables.section(tmp_path) == tables.section(tmp_path / "none")
 
 
+@pytest.fixture
+def kit_here(forked, monkeypatch):
+    """The kit in this process and its jobs in forked children: as `test_dpo_end_to_end_in_small`, without imports."""
+
+    def run(scratch: Scratch, job: Job, seconds: float) -> dict[str, Any]:
+        started = time.monotonic()
+        return forked(measure, job) | {"seconds": time.monotonic() - started}
+
+    def command(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["python -m benchmarks.gpu", *words])
+        main()
+
+    monkeypatch.setattr(Scratch, "run", run)
+    return command
+
+
 @pytest.mark.slow
-def test_memory_end_to_end_in_small(tmp_path):
+def test_memory_end_to_end_in_small(tmp_path, kit_here):
     settings = ("--set", "train.learning_rate=1e-4")
-    done = kit("memory", "--small", "--out", str(tmp_path), "--only", "/8 GB", *settings)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(next(tmp_path.iterdir()).read_text(encoding="utf-8"))["cells"]
+    out = tmp_path / "out"
+    kit_here("memory", "--small", "--out", str(out), "--only", "/8 GB", *settings)
+    found = json.loads(next(out.iterdir()).read_text(encoding="utf-8"))["cells"]
     assert found["llama-3-8b/8 GB/largest"]["largest_tokens"] == 1024  # the most that a trial tries
     assert not found["llama-3-8b/8 GB/largest"]["cap applied"]
     assert len(found["llama-3-8b/8 GB/speed"]["steps"]) == 2
 
 
 @pytest.mark.slow
-def test_unsloth_and_the_gpu_tests_end_cleanly_without_a_card(tmp_path):
-    done = kit("unsloth", "--small", "--out", str(tmp_path))
-    assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
-    assert "not run: needs a CUDA device" in done.stdout
-    done = kit("tests", "--small", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(next(tmp_path.iterdir()).read_text(encoding="utf-8"))["cells"]["tests"]
+def test_unsloth_and_the_gpu_tests_end_cleanly_without_a_card(tmp_path, kit_here, capsys):
+    out = tmp_path / "out"
+    kit_here("unsloth", "--small", "--out", str(out))
+    assert not out.exists()
+    assert "not run: needs a CUDA device" in capsys.readouterr().out
+    kit_here("tests", "--small", "--out", str(out))
+    found = json.loads(next(out.iterdir()).read_text(encoding="utf-8"))["cells"]["tests"]
     assert (found["passed"], found["failed"]) == (0, 0)
     assert found["skipped"] > 10

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import record, reward_ablation
 
 CELL = "the answer's end, base"
+DATA = reward_ablation.DATA
 
 
 def test_no_file_is_not_yet_measured(tmp_path: Path):
@@ -29,11 +30,16 @@ def test_a_cell_is_told_with_its_mean_and_range(tmp_path: Path):
 
 @pytest.mark.slow
 def test_one_cell_that_continues_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from lite_align.stages import reload
+    from lite_align.stages import answers, reload
 
     monkeypatch.setattr(reload, "fresh", lambda *_: None)
+    monkeypatch.setattr(answers, "PROBES", 2)
+    monkeypatch.setattr(reward_ablation, "DATA", tmp_path)
+    for name, count in (("sft.jsonl", 40), ("reward_pairs.jsonl", 200)):  # of 40 prompts and of 50
+        lines = (DATA / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / name).write_text("".join(lines[:count]), encoding="utf-8")
     monkeypatch.setattr(reward_ablation, "PLACES", {"judged": "Review the answer."})
     monkeypatch.setattr(reward_ablation, "STARTS", ("sft",))
     (found,) = reward_ablation.cells(1, tmp_path, {"train.max_steps": 2, "train.batch_size": 8}).values()
     assert found.keys() == {*reward_ablation.FIGURES, "pairs"}
-    assert found["pairs"] == 384
+    assert found["pairs"] == 40  # of 10 prompts, a fifth

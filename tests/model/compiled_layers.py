@@ -1,12 +1,15 @@
-"""Compile decoder layers over differently packed rows; called with a kernel, a device and a backend.
+"""Compile decoder layers over differently packed rows; called with a device, a backend and kernels.
 
-A process of its own: Dynamo keeps state, and its first use warns about things of its own. Prints the number of
-graphs and the largest relative error of hidden states and gradients against the layers before they were compiled.
+A process of its own: Dynamo keeps state, and its first use warns about things of its own. Prints for each kernel the
+number of graphs and the largest relative error of hidden states and gradients against the layers before they were
+compiled.
 """
 
 import sys
 
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from lite_align.data.forest import Batch, batch, grow
@@ -14,7 +17,7 @@ from lite_align.data.types import Rendered
 from lite_align.model import attention
 from lite_align.model.attention import Kernel, KernelKind
 
-kind, device, backend = sys.argv[1:]
+device, backend, *kinds = sys.argv[1:]
 torch.set_num_threads(1)
 torch.manual_seed(0)
 attention.register()
@@ -31,8 +34,6 @@ config = Qwen2Config(
     layer_types=["full_attention", "sliding_attention", "full_attention"],
 )
 dtype = torch.bfloat16 if device == "cuda" else torch.float32
-model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).to(device, dtype).model
-kernel = Kernel(KernelKind(kind), dtype, (6,))
 
 
 def sequence(*ids: int) -> Rendered:
@@ -54,7 +55,7 @@ def rows() -> list[Batch]:
     return packed
 
 
-def run(row: Batch) -> torch.Tensor:
+def run(model: nn.Module, row: Batch, kernel: Kernel) -> torch.Tensor:
     """Hidden states and gradients of all weights as one vector."""
     plan = attention.plan(row, kernel)
     hidden = model(
@@ -68,9 +69,19 @@ def run(row: Batch) -> torch.Tensor:
     return torch.cat([x.detach().float().flatten() / x.float().norm() for x in (hidden, *gradients)])
 
 
-packed = rows()
-plain = [run(row) for row in packed]
-for layer in model.layers:
-    layer.compile(fullgraph=True, dynamic=True, backend=backend)
-errors = [(run(row) - before).abs().max().item() for row, before in zip(packed, plain)]
-print(torch._dynamo.utils.counters["stats"]["unique_graphs"], max(errors))
+def graphs_and_error(kernel: Kernel) -> tuple[int, float]:
+    """Compile the layers of a new model."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    model = model.to(device, dtype).model
+    packed = rows()
+    plain = [run(model, row, kernel) for row in packed]
+    for layer in model.layers:
+        layer.compile(fullgraph=True, dynamic=True, backend=backend)
+    errors = [(run(model, row, kernel) - before).abs().max().item() for row, before in zip(packed, plain)]
+    return counters["stats"]["unique_graphs"], max(errors)
+
+
+for kind in kinds:
+    print(kind, *graphs_and_error(Kernel(KernelKind(kind), dtype, (6,))))
