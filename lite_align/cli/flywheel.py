@@ -106,11 +106,15 @@ def judge(
     ] = None,
     rubric: Annotated[
         Path | None,
-        typer.Option("--rubric", metavar="YAML", help="Rubric, or with --revise constitution [default: ours]."),
+        typer.Option(
+            "--rubric", metavar="YAML", help="Rubric, or with --revise constitution [default: ours]."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="OUT", help="Votes, or with --revise pairs [default: FILE.judged.jsonl]."),
+        typer.Option(
+            "--out", metavar="OUT", help="Votes, or with --revise pairs [default: FILE.judged.jsonl]."
+        ),
     ] = None,
     humans: Annotated[
         list[str] | None,
@@ -123,7 +127,8 @@ def judge(
         int, typer.Option("--pairs", metavar="N", min=1, help="Pairs of candidates a prompt, at most.")
     ] = 1,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="For one call of a URL or function.")
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=0.1, help="For one call of a URL or function."),
     ] = 60.0,
     at_once: Annotated[
         int, typer.Option("--at-once", metavar="N", min=1, max=64, help="Questions to a URL at a time.")
@@ -137,11 +142,14 @@ def judge(
     debug: options.Debug = False,
 ) -> None:
     """Let a model, an endpoint or a function say which answer is better, or revise answers."""
-    from lite_align.flywheel.judge import JudgeOptions
-    from lite_align.flywheel.judge import judge as start
+    from lite_align.flywheel import judge as labels
+    from lite_align.flywheel import revise as revisions
     from lite_align.flywheel.judges.opening import Asked
     from lite_align.view import View
 
     asked = Asked(by=by, model=model, rubric=rubric, seconds=timeout, at_once=at_once, seed=seed)
-    given = JudgeOptions(asked, out=out, humans=tuple(humans or ()), pairs=pairs, force=force)
-    start(file, given, View(quiet, json), revise=revise)
+    if revise:
+        revisions.revise(file, asked, out, View(quiet, json))
+        return
+    given = labels.JudgeOptions(asked, out=out, humans=tuple(humans or ()), pairs=pairs, force=force)
+    labels.judge(file, given, View(quiet, json))

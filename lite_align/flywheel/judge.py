@@ -72,7 +72,9 @@ def judge(file: str, options: JudgeOptions, view: View) -> None:
         if not proof.proved and not options.force:
             raise GateFailed(
                 f"{proof.verdict} Its labels were not written.",
-                details=[f"lite-align agreement {' '.join(options.humans)} {human_part(out)} shows where they differ."],
+                details=[
+                    f"lite-align agreement {' '.join(options.humans)} {human_part(out)} shows where they differ."
+                ],
                 remedy="Change the rubric or the judge, label more, or write the labels all the same with --force.",
             )
         with closing(Ballot(out)) as ballot:
