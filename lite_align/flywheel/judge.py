@@ -79,8 +79,9 @@ def judge(file: str, options: JudgeOptions, view: View) -> None:
             )
         with closing(Ballot(out)) as ballot:
             judgements = fill(one, found.comparisons, ballot, known, view, "judge")
+            decided = sum(vote.choice in ("a", "b") for vote in said(one, ballot).values())
         _record(options, file, found.sha256, one, proof, out)
-        _report(found.comparisons, judgements, one, proof, out, view)
+        _report(judgements, len(found.comparisons), decided, one, proof, out, view)
 
 
 def loading(asked: Asked, view: View) -> Loading:
@@ -221,26 +222,29 @@ def _record(
 
 
 def _report(
-    comparisons: Sequence[Comparison],
     judgements: Sequence[Judgement],
+    comparisons: int,
+    decided: int,
     judge: Judge,
     proof: HumanAgreement,
     out: Path,
     view: View,
 ) -> None:
-    before = len(comparisons) - len(judgements)
+    before = comparisons - len(judgements)
     view.section("labels", *summary(judgements), *([f"{before:,} were judged before"] if before else []))
     view.section("took", *judge.tell())
     if not proof.proved:
         view.warn(f"These labels are unproved: {proof.verdict}")
-    view.section("saved", f"{out} · {len(comparisons):,} comparisons judged")
-    view.section("next", f"lite-align dpo {out}")
+    view.section("saved", f"{out} · {comparisons:,} comparisons judged, {decided:,} with a better answer")
+    if decided:
+        view.section("next", f"lite-align dpo {out}")
     view.json_record(
         {
             "schema": 1,
             "judge": judge.name,
             "out": str(out),
-            "comparisons": len(comparisons),
+            "comparisons": comparisons,
+            "decided": decided,
             "new": len(judgements),
             "problems": dict(problems(judgements)),
             "flagged": sum(bool(one.flagged) for one in judgements),
