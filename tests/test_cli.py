@@ -50,7 +50,7 @@ def started(monkeypatch):
         calls.append((resolved, command, view))
         return Path("runs/x")
 
-    monkeypatch.setitem(sys.modules, "lite_align.stages.training", SimpleNamespace(train=fake))
+    monkeypatch.setitem(sys.modules, "lite_align.stages.start", SimpleNamespace(train=fake))
     return calls
 
 
@@ -132,7 +132,7 @@ def test_help_all_is_a_complete_recipe(said, tmp_path):
         ),
         (["dpo", "x", "--set", "a=1", "--set", "b=2"], ["error  2 settings are not right"]),
         (["run", "none.yaml"], ["error  none.yaml does not exist"]),
-        (["report", "none"], ["error  none is not a run folder"]),
+        (["report", "none"], ["error  none is not a run folder: it has no run.json."]),
         (["chat", "none"], ["error  none is not a run folder"]),
     ],
 )

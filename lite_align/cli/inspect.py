@@ -28,12 +28,21 @@ def runs(
     show_runs(folder, View(json=json))
 
 
-def report(run: options.RunFolder, debug: options.Debug = False) -> None:
-    """Write report.html of a run again."""
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="A run, several runs, or a folder of compare.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The page [default: in the run, or here for several]."),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Write report.html of a run again, or put several runs on one page, side by side."""
     from lite_align.stages.overview import write_report
     from lite_align.view import View
 
-    write_report(run, View())
+    write_report(folders, out, View())
 
 
 def doctor(json: options.Json = False, debug: options.Debug = False) -> None:

@@ -126,7 +126,7 @@ def _run_pipeline(
         )
     pipeline = load_pipeline(recipe, flags=flags, sets=sets)
 
-    from lite_align.stages.pipeline import run
+    from lite_align.stages.start import run
 
     run(pipeline, command, View(quiet, json))
 
@@ -186,6 +186,6 @@ def _train(
     if not resolved.recipe.data.path:
         raise RecipeError("The recipe names no data", remedy="Set data.path, or: lite-align run RECIPE DATA")
 
-    from lite_align.stages.training import train
+    from lite_align.stages.start import train
 
     train(resolved, command, View(quiet, json))

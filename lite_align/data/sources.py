@@ -47,15 +47,26 @@ def read(path: str, *, skip_bad: int = 0) -> RawTable:
         DataError: nothing there, no rows, or rows that cannot be read (all of them listed).
         UserError: the hub cannot be reached or has no such dataset.
     """
+    require_there(path)
+    local = Path(path)
+    if not _is_there(local):
+        return _table(path, [_read_hub(path)], [], skip_bad)
+    parts = [_read_file(file) for file in _files_of(local)]
+    notes = _folder_notes(parts) if local.is_dir() else []
+    return _table(path, parts, notes, skip_bad)
+
+
+def require_there(path: str) -> None:
+    """Refuse a path where `read` finds no file; whether the hub has a dataset is not asked.
+
+    Raises:
+        DataError: nothing there, or a folder without data files.
+    """
     local = Path(path)
     if _is_there(local):
-        files = _files_of(local)
-        parts = [_read_file(file) for file in files]
-        notes = _folder_notes(parts) if local.is_dir() else []
-        return _table(path, parts, notes, skip_bad)
-    if _looks_like_hub_id(path):
-        return _table(path, [_read_hub(path)], [], skip_bad)
-    raise _missing(path)
+        _files_of(local)
+    elif not _looks_like_hub_id(path):
+        raise _missing(path)
 
 
 def _table(name: str, parts: list[Part], notes: list[str], skip_bad: int) -> RawTable:

@@ -14,7 +14,10 @@ SMOOTH_ABOVE = 60  # rows; then a running mean is drawn over the raw values
 
 # Colours that matplotlib writes and the page replaces, so that light and dark come from one picture.
 INK, FAINT = "#010101", "#020202"
-PAGE_COLOURS = {INK: "var(--muted)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+RUNS = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")
+PAGE_COLOURS = {INK: "var(--muted)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"} | {
+    colour: f"var(--run-{number})" for number, colour in enumerate(RUNS, 1)
+}
 DOTTED = (0, (1, 2))
 TRAINING, HELD_OUT = "-", (0, (4, 2))
 
@@ -137,8 +140,8 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
 
 
 def _for_page(svg: str, prefix: str) -> str:
-    """The <svg> element alone: page colours for ours, and only ids that are used, unique in the page."""
-    svg = svg[svg.index("<svg") :]
+    """The <svg> element alone: page colours for ours, no comments, and only ids that are used, unique in the page."""
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
     for ours, theirs in PAGE_COLOURS.items():
         svg = svg.replace(ours, theirs)

@@ -129,6 +129,7 @@ def _answers(rows: Sequence[Record]) -> dict[str, Any]:
         "answers_note": "Words that only one of the two has are underlined; answers that share almost nothing are "
         "left plain.",
         "groups": answers.groups(shown),
+        "results": [],
         "answers_left_out": f"{left_out:,} more are in answers.jsonl." if left_out > 0 else "",
     }
 

@@ -17,7 +17,7 @@ from lite_align.errors import ModelError, TrainingStopped, UserError
 from lite_align.model import lora, scalar_head
 from lite_align.model.backbone import WITH_HEAD, Backbone, Role, adapter_digest
 from lite_align.recipe import CONTINUES, ModelOptions, Resolved, inherit
-from lite_align.train.record import RECORD, read_record
+from lite_align.train.record import continued_run
 
 KEPT = "reference"
 """Folder below `adapters/` with the adapter that a run started from."""
@@ -70,13 +70,12 @@ def find(options: ModelOptions, stage: str) -> Parent | None:
             remedy="Give one of them.",
         )
     path = Path(options.adapter or options.name)
-    run = next((folder for folder in (path, path.parent.parent) if (folder / RECORD).is_file()), None)
-    if run is not None:
-        return _of_run(run, path, stage)
+    found = continued_run(path)
+    if found is not None:
+        return _of_run(*found, path, stage)
     if not (path / lora.CONFIG_FILE).is_file():
-        what = "is neither a run folder nor an adapter" if path.exists() else "does not exist"
         raise UserError(
-            f"{path} {what}, so nothing can continue it.",
+            f"{path} is neither a run folder nor an adapter, so nothing can continue it.",
             remedy=f"Give a finished run (lite-align runs lists them) or a folder with {lora.CONFIG_FILE}.",
         )
     role = Role.REWARD if (path / scalar_head.FILE).exists() else Role.POLICY
@@ -85,13 +84,7 @@ def find(options: ModelOptions, stage: str) -> Parent | None:
     return Parent(path, role, adapter_digest(path), str(config.get("base_model_name_or_path") or ""))
 
 
-def _of_run(run: Path, path: Path, stage: str) -> Parent:
-    record = read_record(run)
-    if record["status"] != "finished":
-        raise UserError(
-            f"{run} is not finished (status: {record['status']}), so nothing can continue it.",
-            remedy=f"Finish it first: lite-align {record['stage']} … --out {run} --resume",
-        )
+def _of_run(run: Path, record: Mapping[str, Any], path: Path, stage: str) -> Parent:
     given = path.name if path != run else None
     present = [role for role in Role if (run / "adapters" / role.value / lora.CONFIG_FILE).is_file()]
     wanted = [role for role in map(Role, CONTINUES[stage]) if role in present and given in (None, role.value)]

@@ -72,13 +72,25 @@ def family(runs: "Sequence[RunSummary]") -> "list[tuple[str, RunSummary]]":
     return [entry for run in children.get(None, []) for entry in drawn(run, "", "", "")]
 
 
-def write_report(run_dir: Path, view: View) -> None:
-    """Write the report of a run folder and say where it is."""
-    if not (run_dir / "run.json").exists():
-        raise UserError(f"{run_dir} is not a run folder", remedy="lite-align runs lists them.")
-    from lite_align.evaluate import report
+def write_report(folders: Sequence[Path], out: Path | None, view: View) -> None:
+    """Write the page of a run, of several side by side, or of a comparison, and say where it is.
 
-    view.section("saved", str(report.write(run_dir)))
+    Raises:
+        UserError: a folder cannot be read or is given twice, or there is no place for the page.
+    """
+    from lite_align.evaluate import report
+    from lite_align.evaluate.pages import compared, side_by_side
+
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        what = "is a folder" if out.is_dir() else "is in a folder that does not exist"
+        raise UserError(f"--out {out} {what}.", remedy="Give the name of an HTML file.")
+    if len(folders) > 1:
+        path = side_by_side.write(folders, out)
+    elif compared.is_comparison(folders[0]):
+        path = compared.write(folders[0], out)
+    else:
+        path = report.write(folders[0], out)
+    view.section("saved", str(path))
 
 
 def show_doctor(view: View) -> int:

@@ -8,7 +8,34 @@ from lite_align.stages.episodes import Episode, Errors, NoReward, TextReward, lo
 from lite_align.stages.reward_function import RewardFunction
 from lite_align.stages.rules import RuleReward
 
-__all__ = ["Episode", "Errors", "NoReward", "TextReward", "require_enough", "text_rewards", "total"]
+__all__ = [
+    "Episode",
+    "Errors",
+    "NoReward",
+    "TextReward",
+    "require_enough",
+    "require_reward",
+    "text_rewards",
+    "total",
+]
+
+
+def require_reward(options: PPOOptions) -> None:
+    """Refuse a recipe without any reward, or whose value head would read a reward model that it does not name.
+
+    Raises:
+        RecipeError: it names the settings.
+    """
+    if options.reward is None and options.reward_fn is None and not options.rules:
+        raise RecipeError(
+            "ppo has no reward",
+            remedy="Give --reward RUN (of lite-align reward), --reward-fn FILE.py:NAME, or ppo.rules.",
+        )
+    if options.value == "reward" and options.reward is None:
+        raise RecipeError(
+            "ppo.value is reward, and there is no reward model whose states it could read",
+            remedy="Leave ppo.value out, or set ppo.value=policy.",
+        )
 
 
 def text_rewards(options: PPOOptions) -> list[TextReward]:

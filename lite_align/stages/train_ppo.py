@@ -52,16 +52,7 @@ class PPOProcedure(Procedure[Prompt]):
     def check(self, recipe: PPORecipe) -> None:
         """Check that there is a reward, and that minibatches and rounds hold whole prompts."""
         options = recipe.ppo
-        if options.reward is None and options.reward_fn is None and not options.rules:
-            raise RecipeError(
-                "ppo has no reward",
-                remedy="Give --reward RUN (of lite-align reward), --reward-fn FILE.py:NAME, or ppo.rules.",
-            )
-        if options.value == "reward" and options.reward is None:
-            raise RecipeError(
-                "ppo.value is reward, and there is no reward model whose states it could read",
-                remedy="Leave ppo.value out, or set ppo.value=policy.",
-            )
+        rewards.require_reward(options)
         samples = samples_of(options)
         for name, size in (("ppo.rollouts", options.rollouts), ("train.batch_size", recipe.train.batch_size)):
             if size % samples:

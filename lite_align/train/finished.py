@@ -10,7 +10,7 @@ from lite_align.model import lora
 from lite_align.model.backbone import Backbone, Role
 from lite_align.model.load import load_model
 from lite_align.recipe import LoraOptions, Recipe, from_dict
-from lite_align.train.record import RECORD, read_record
+from lite_align.train.record import finished_record
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,7 @@ def read_finished(folder: Path) -> FinishedRun:
     Raises:
         UserError: it is no run folder, cannot be read, or the run has not finished.
     """
-    if not (folder / RECORD).is_file():
-        raise UserError(f"{folder} is not a run folder", remedy="lite-align runs lists them.")
-    record = read_record(folder)
-    if record["status"] != "finished":
-        raise UserError(
-            f"{folder} is not finished (status {record['status']}).",
-            remedy=f"Finish it first: the command in {folder / RECORD} with --resume.",
-        )
+    record = finished_record(folder)
     return FinishedRun(folder, record, from_dict(record["recipe"]))
 
 

@@ -42,6 +42,46 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def finished_record(folder: Path) -> dict[str, Any]:
+    """The record of a run whose training is over.
+
+    Raises:
+        UserError: it is no run folder, cannot be read, or the run has not finished.
+    """
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder} is not a run folder", remedy="lite-align runs lists them.")
+    record = read_record(folder)
+    if record["status"] != "finished":
+        raise UserError(
+            f"{folder} is not finished (status {record['status']}).",
+            remedy=f"Finish it first: the command in {folder / RECORD} with --resume.",
+        )
+    return record
+
+
+def continued_run(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The run to which a folder to continue belongs, itself or as one of its adapters; None for other folders.
+
+    Raises:
+        UserError: there is no such folder, or the run has not finished.
+    """
+    run = next((folder for folder in (path, path.parent.parent) if (folder / RECORD).is_file()), None)
+    if run is None:
+        if not path.exists():
+            raise UserError(
+                f"{path} does not exist, so nothing can continue it.",
+                remedy="Give a finished run (lite-align runs lists them) or the folder of an adapter.",
+            )
+        return None
+    record = read_record(run)
+    if record["status"] != "finished":
+        raise UserError(
+            f"{run} is not finished (status: {record['status']}), so nothing can continue it.",
+            remedy=f"Finish it first: lite-align {record['stage']} … --out {run} --resume",
+        )
+    return run, record
+
+
 def data_path(recipe: Mapping[str, object]) -> str:
     """`data.path` of a recipe as a nested mapping, "" if it has none."""
     data = recipe.get("data")

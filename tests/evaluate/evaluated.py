@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lite_align.data.types import Message
+from lite_align.data.votes import Comparison, Vote
+
 CATEGORIES = ("fact", "howto", "feeling", "unsafe", "borderline")
 
 
@@ -68,3 +71,51 @@ def put(folder: Path, **files: Any) -> Path:
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
+
+
+def comparison() -> dict[str, Any]:
+    """A compare.json of side b against side a."""
+    figures = {
+        "win_rate": figure(0.64, 0.09, None, unit="share"),
+        "lc_win_rate": figure(0.57, 0.1, None, unit="share"),
+    }
+    for number, name in enumerate(CATEGORIES):
+        figures[f"win_rate/{name}"] = figure(0.45 + 0.08 * number, 0.2, None, unit="share")
+    return {
+        **{"schema": 1, "time": "2026-01-05T12:00:00+00:00", "figures": figures},
+        **{"command": ["lite-align", "compare", "runs/a", "runs/b"], "sides": ["runs/a", "runs/b"]},
+        **{"judge": "reward runs/reward-0001", "position_bias": {"first": 0.52, "flipped": 4}},
+        **{"failures": 1, "agreement": {"kappa": 0.61, "count": 40}},
+    }
+
+
+def judged(count: int = 12) -> list[dict[str, Any]]:
+    """Rows of comparisons.jsonl."""
+    choices = ("b", "a", "tie", "bad")
+    return [
+        Vote(
+            comparison=Comparison(
+                prompt=(Message("user", f"Question {number} of a visitor?"),),
+                a="The library opens at ten. It is a nice building.",
+                b="The library opens at ten on Saturday.",
+                category=CATEGORIES[number % len(CATEGORIES)],
+                model_a="runs/a",
+                model_b="runs/b",
+            ),
+            choice=choices[number % 4],  # type: ignore[arg-type]
+            annotator="reward-0001",
+            kind="reward",
+            first="both",
+            preference=0.3,
+        ).record()
+        for number in range(count)
+    ]
+
+
+def compared(folder: Path, record: dict[str, Any] | None = None, rows: list[dict] | None = None) -> Path:
+    """A folder of `compare`."""
+    folder.mkdir()
+    given = judged() if rows is None else rows
+    text = "".join(json.dumps(row) + "\n" for row in given)
+    (folder / "comparisons.jsonl").write_text(text, encoding="utf-8")
+    return put(folder, compare=comparison() if record is None else record)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lite_align.evaluate.folder import read
+from lite_align.evaluate.pages import compared, side_by_side
 from lite_align.evaluate.report import render, write
 from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium, opened
 from tests.evaluate import evaluated
@@ -196,6 +197,7 @@ def test_attacks_stay_text(build: Builder) -> None:
     assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
     assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
     assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
 
 
 @pytest.mark.parametrize("lost", ["metrics.jsonl", "held_out.jsonl", "answers.jsonl", None])
@@ -250,6 +252,7 @@ def test_attacks_in_samples_and_guards_stay_text(build_policy: Builder) -> None:
     assert {name for name, _ in found.attributes} <= {name for name, _ in sound.attributes}
     assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
     assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
     assert page.count('<details class="card samples"') == 12
     assert "2 more prompts are in samples.jsonl" in page
 
@@ -270,6 +273,49 @@ def test_the_page_of_a_policy_tells_of_hacking_first_and_shows_samples(build_pol
     assert len(ids) == len(set(ids))
 
 
+def hostile(build: Builder, tmp_path: Path, kind: str) -> Path:
+    """A page of attacks: of a run, of two runs, or of a comparison."""
+    texts = list(ATTACKS)
+    if kind == "run":
+        return write(attacked(build))
+    if kind == "runs":
+        folders = [attacked(build, "attacked"), attacked(build, texts[0].replace("/", "") + "'")]
+        return side_by_side.write(folders, tmp_path / "runs.html")
+    record = {
+        **{
+            "sides": texts[:2],
+            "judge": texts[3],
+            "command": texts,
+            "time": texts[4],
+            texts[5]: {texts[6]: texts[7]},
+        },
+        **{"figures": {t: evaluated.figure(0.5, 0.1, 0.4, unit=t) for t in (*texts, f"win_rate/{texts[0]}")}},
+        **{name: {t: t for t in texts} for name in ("position_bias", "failures", "agreement")},
+    }
+    rows = [
+        {
+            **{"prompt": [{"role": t, "content": t}], "a": t, "b": texts[-n], "category": t, "choice": "a"},
+            **{"annotator": t, "note": t, "model_a": t, "model_b": texts[1]},
+        }
+        for n, t in enumerate(texts)
+    ]
+    return compared.write(evaluated.compared(tmp_path / "compare", record, rows))
+
+
+@pytest.mark.parametrize("kind", ["runs", "comparison"])
+def test_attacks_on_other_pages_stay_text(build: Builder, tmp_path: Path, kind: str) -> None:
+    page = hostile(build, tmp_path, kind).read_text(encoding="utf-8")
+    found = parse(page)
+    assert not {"script", "iframe", "object", "embed", "base", "form", "a href"} & set(found.tags)
+    assert found.tags.count("img") == found.tags.count("link") == 0
+    assert found.tags.count("style") == found.tags.count("h1") == 1
+    assert not [name for name, _ in found.attributes if name.startswith("on") or name in ("src", "autofocus")]
+    assert all((value or "").startswith("#") for name, value in found.attributes if name == "href")
+    assert not re.search("[\u202e\u2066\u200b\x1b\x07\ud800]", page)
+    assert "{{ 7*7 }}" in page
+    assert "<!--" not in page  # an attack that opens a comment would hide the others
+
+
 # In a browser.
 
 
@@ -281,8 +327,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.slow
 @needs_chromium
-def test_in_a_browser_attacks_do_nothing(browser: Any, build: Builder) -> None:
-    path = write(attacked(build))
+@pytest.mark.parametrize("kind", ["run", "runs", "comparison"])
+def test_in_a_browser_attacks_do_nothing(browser: Any, build: Builder, tmp_path: Path, kind: str) -> None:
+    path = hostile(build, tmp_path, kind)
     with opened(browser, path) as (page, asked):
         page.mouse.move(200, 900)
         page.wait_for_timeout(200)
@@ -340,3 +387,50 @@ def test_in_a_browser_the_page_of_a_policy_fits_opens_and_has_contrast(
         second.locator("summary").click()
         assert second.locator("table").is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_runs_side_by_side_fit_and_have_contrast(
+    browser: Any, build: Builder, tmp_path: Path, scheme: str
+) -> None:
+    path = side_by_side.write([whole(build, "one"), whole(build, "two", gain=0.9)], tmp_path / "runs.html")
+    with opened(browser, path, viewport={"width": 390, "height": 800}, color_scheme=scheme) as (page, asked):
+        assert asked == [path.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(CONTRAST) >= 4.5
+        colours = page.evaluate(
+            "[...document.querySelectorAll('.letter')].map(e => getComputedStyle(e).backgroundColor)"
+        )
+        assert len(set(colours)) == 2
+        page.get_by_label("unsafe").check()
+        assert page.locator("article:visible").count() == 1
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_in_a_browser_a_comparison_is_filtered_by_category_and_by_outcome(
+    browser: Any, tmp_path: Path
+) -> None:
+    path = compared.write(evaluated.compared(tmp_path / "compare"))
+    with opened(browser, path, viewport={"width": 390, "height": 800}, color_scheme="dark") as (page, _):
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(CONTRAST) >= 4.5
+        assert page.locator("article:visible").count() == 12
+        page.get_by_label("a tie").check()
+        assert page.locator("article:visible").count() == 3
+        page.get_by_label("howto").check()
+        assert page.locator("article:visible").count() == 1
+        page.emulate_media(media="print")
+        assert page.locator("article:visible").count() == 12
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_on_paper_folded_settings_are_open(browser: Any, build: Builder) -> None:
+    with opened(browser, write(build())) as (page, _):
+        shown = "document.querySelector('details table').checkVisibility({contentVisibilityAuto: true})"
+        assert not page.evaluate(shown)
+        page.emulate_media(media="print")
+        page.wait_for_function(shown)  # what was skipped is laid out in the next frame

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -54,7 +55,34 @@ def test_runs_are_listed_with_their_state(tmp_path):
 
 def test_a_report_needs_a_run(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
-        shown(overview.write_report, tmp_path)
+        shown(overview.write_report, [tmp_path], None)
+
+
+def test_a_report_is_of_a_run_of_several_or_of_a_comparison(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    (tmp_path / "judged").mkdir()
+    (tmp_path / "judged" / "compare.json").write_text("{}")
+    for folders, page in (
+        (["a"], "a/report.html"),
+        (["a", "b"], "report-a-vs-b.html"),
+        (["judged"], "judged/report.html"),
+    ):
+        text = shown(overview.write_report, [Path(name) for name in folders], None)[1]
+        assert page in text
+        assert (tmp_path / page).is_file()
+    shown(overview.write_report, [Path("a")], Path("own.html"))
+    assert (tmp_path / "own.html").read_bytes() == (tmp_path / "a" / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("out", ["folder", "missing/page.html"])
+def test_a_report_needs_a_place(tmp_path, out):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="folder"):
+        shown(overview.write_report, [tmp_path], tmp_path / out)
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Shown:
-    """A prompt with answers to it; `group` numbers its category, and `outcome` says what was judged of them."""
+    """A prompt with answers to it; `group` numbers its category.
+
+    `outcome` says what was judged of them, and `result` numbers it.
+    """
 
     prompt: str
     category: str
     group: int
     sides: list[Side]
     outcome: str = ""
+    result: int = 0
 
 
 def before_and_after(rows: Sequence[Record]) -> list[Shown]:

@@ -91,7 +91,7 @@ def _gate(row: Record, units: dict[str, str]) -> Gate:
     unit = units.get(str(row.get("figure")), "")
     measured = Measured.read({**row, "unit": unit})
     return Gate(
-        figure=text_of(row.get("figure")) or (parts[1] if parts else asked),
+        figure=parts[1] if parts else text_of(row.get("figure")) or asked,  # as written: with `.change`, say
         threshold=parts[2] if parts else asked,
         value=number(measured.value, unit) if measured else DASH,
         interval=bounds(measured) if measured else DASH,

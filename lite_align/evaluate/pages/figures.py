@@ -1,7 +1,7 @@
 """Figures of `eval` and `compare` as tables and dot plots: {"accuracy/unsafe": {"value", "low", "high", …}}."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lite_align.evaluate.findings import DASH
@@ -31,6 +31,11 @@ READINGS: dict[str, Reading] = {
     ),
     "accuracy": Reading(
         "Pair accuracy", "Share of held-out pairs whose chosen answer gained more; 50 % is chance.", 0.5
+    ),
+    "prefers_chosen": Reading(
+        "Chosen answer likelier",
+        "Share of held-out pairs whose chosen answer is likelier than the rejected one.",
+        0.5,
     ),
     "loss": Reading("Held-out loss", "Lower is better."),
     "margin": Reading(
@@ -96,7 +101,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of one group, or of one run, in words, and where it lies on its axis, from 0 to 100."""
+    """A figure of one group, or of one run, in words, and where it lies on its axis, from 0 to 100.
+
+    `group` is told where `name` is the letter of a run and the figure is known by group; `colour` is the run's number.
+    """
 
     name: str
     count: str
@@ -108,6 +116,7 @@ class Row:
     high: float
     dot_before: float | None = None
     colour: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,38 +237,87 @@ def plots(figures: Mapping[str, Measured]) -> list[Plot]:
     return found
 
 
-def plot(figure: str, named: Sequence[tuple[str, Measured]], *, runs: bool = False) -> Plot:
-    """The dot plot of a figure, a row for each name; with `runs`, rows have the colours of runs 1, 2, …"""
-    reading = READINGS.get(figure, Reading(title(figure), ""))
-    unit = named[0][1].unit
-    least, most = span([measured for _, measured in named], reading.level)
+def plot(figure: str, named: Sequence[tuple[str, Measured]]) -> Plot:
+    """The dot plot of a figure, a row for each name."""
+    axis = Axis.of(figure, [measured for _, measured in named])
+    rows = [axis.row(name, measured) for name, measured in named]
+    return axis.plot(figure, rows, with_before=any(measured.before is not None for _, measured in named))
 
-    def place(value: float) -> float:
-        return round(min(100.0, max(0.0, 100 * (value - least) / (most - least))), 2)
 
-    def row(index: int, name: str, measured: Measured) -> Row:
-        value, before = measured.value, measured.before
+def plots_of_runs(runs: Sequence[Mapping[str, Measured]]) -> list[Plot]:
+    """A dot plot for every figure that two runs or more have, a row for each group and run."""
+    shared = [name for name in ordered({name: None for run in runs for name in run}) if _have(runs, name)]
+    found: list[Plot] = []
+    for figure in dict.fromkeys(name.partition("/")[0] for name in shared):
+        names = [name for name in shared if name.partition("/")[0] == figure]
+        axis = Axis.of(figure, [run[name] for name in names for run in runs if name in run])
+        rows: list[Row] = []
+        for name in names:
+            own = [(number, run[name]) for number, run in enumerate(runs, 1) if name in run]
+            group = clean(name.partition("/")[2]) or (ALL if len(names) > 1 else "")
+            rows += [
+                replace(axis.row(letter(number), one, before=False), colour=number, group=group)
+                for number, one in own
+            ]
+        found.append(axis.plot(figure, rows, with_before=False))
+    return found
+
+
+def _have(runs: Sequence[Mapping[str, Measured]], name: str) -> bool:
+    return sum(name in run for run in runs) > 1
+
+
+def letter(number: int) -> str:
+    """The letter of a run: 1 is A."""
+    return chr(ord("A") + number - 1)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where values lie between the ends of a dot plot, and how they read."""
+
+    least: float
+    most: float
+    unit: str
+
+    @classmethod
+    def of(cls, figure: str, shown: Sequence[Measured]) -> "Axis":
+        """The axis that holds some values of a figure."""
+        level = READINGS[figure].level if figure in READINGS else None
+        return cls(*span(shown, level), shown[0].unit)
+
+    def place(self, value: float) -> float:
+        """From 0 to 100."""
+        share = (value - self.least) / (self.most - self.least)
+        return round(min(100.0, max(0.0, 100 * share)), 2)
+
+    def row(self, name: str, measured: Measured, *, before: bool = True) -> Row:
+        """One value; `before` shows where it was."""
+        value, was = measured.value, measured.before if before else None
         return Row(
             name=name,
             count=f"{measured.count:,}" if measured.count else DASH,
-            before=DASH if before is None else number(before, unit),
-            value=number(value, unit),
+            before=DASH if was is None else number(was, self.unit),
+            value=number(value, self.unit),
             interval=bounds(measured),
-            dot=place(value),
-            low=place(value if measured.low is None else measured.low),
-            high=place(value if measured.high is None else measured.high),
-            dot_before=None if before is None or runs else place(before),
-            colour=index if runs else 0,
+            dot=self.place(value),
+            low=self.place(value if measured.low is None else measured.low),
+            high=self.place(value if measured.high is None else measured.high),
+            dot_before=None if was is None else self.place(was),
         )
 
-    return Plot(
-        title=reading.title,
-        how=reading.how,
-        axis=f"{number(least, '' if unit != 'share' else unit)} to {number(most, unit)}",
-        level=None if reading.level is None else place(reading.level),
-        rows=[row(index, name, measured) for index, (name, measured) in enumerate(named, 1)],
-        with_before=not runs and any(measured.before is not None for _, measured in named),
-    )
+    def plot(self, figure: str, rows: list[Row], *, with_before: bool) -> Plot:
+        """Rows with what is said around them."""
+        reading = READINGS.get(figure, Reading(title(figure), ""))
+        start = number(self.least, self.unit if self.unit == "share" else "")
+        return Plot(
+            title=reading.title,
+            how=reading.how,
+            axis=f"{start} to {number(self.most, self.unit)}",
+            level=None if reading.level is None else self.place(reading.level),
+            rows=rows,
+            with_before=with_before,
+        )
 
 
 def span(figures: Iterable[Measured], level: float | None) -> tuple[float, float]:
