@@ -54,6 +54,7 @@ for _verb in (
     export.export,
     flywheel.label,
     flywheel.agreement,
+    flywheel.judge,
     inspect.doctor,
     inspect.losses,
     inspect.runs,

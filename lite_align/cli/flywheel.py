@@ -1,4 +1,4 @@
-"""The flywheel: `label` and `agreement`."""
+"""The flywheel: `label`, `agreement` and `judge`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -91,3 +91,65 @@ def agreement(
     if to is not None and to[0] != "pairs":
         raise UserError(f"--to {to[0]} is not known", remedy="Votes become pairs: --to pairs OUT.jsonl")
     report(files, View(json=json), pairs=to[1] if to else None)
+
+
+def judge(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="Comparisons, votes, candidates of sample, or preference pairs."),
+    ],
+    by: Annotated[
+        str, typer.Option("--by", metavar="JUDGE", help="base, a reward RUN, a URL, or FILE.py:NAME.")
+    ] = "base",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="The base, or the model's name at the URL.")
+    ] = None,
+    rubric: Annotated[
+        Path | None,
+        typer.Option(
+            "--rubric", metavar="YAML", help="Rubric, or with --revise constitution [default: ours]."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="OUT", help="Votes, or with --revise pairs [default: FILE.judged.jsonl]."
+        ),
+    ] = None,
+    humans: Annotated[
+        list[str] | None,
+        typer.Option("--humans", metavar="VOTES", help="Votes of people that it is measured on; repeatable."),
+    ] = None,
+    revise: Annotated[
+        bool, typer.Option("--revise", help="Criticise and revise answers; a pair each (Constitutional AI).")
+    ] = False,
+    pairs: Annotated[
+        int, typer.Option("--pairs", metavar="N", min=1, help="Pairs of candidates a prompt, at most.")
+    ] = 1,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=0.1, help="For one call of a URL or function."),
+    ] = 60.0,
+    at_once: Annotated[
+        int, typer.Option("--at-once", metavar="N", min=1, max=64, help="Questions to a URL at a time.")
+    ] = 4,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of marks, and of principles.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write labels although nothing shows that people agree with them.")
+    ] = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Let a model, an endpoint or a function say which answer is better, or revise answers."""
+    from lite_align.flywheel import judge as labels
+    from lite_align.flywheel import revise as revisions
+    from lite_align.flywheel.judges.opening import Asked
+    from lite_align.view import View
+
+    asked = Asked(by=by, model=model, rubric=rubric, seconds=timeout, at_once=at_once, seed=seed)
+    if revise:
+        revisions.revise(file, asked, out, View(quiet, json))
+        return
+    given = labels.JudgeOptions(asked, out=out, humans=tuple(humans or ()), pairs=pairs, force=force)
+    labels.judge(file, given, View(quiet, json))

@@ -140,8 +140,8 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
 
 
 def _for_page(svg: str, prefix: str) -> str:
-    """The <svg> element alone: page colours for ours, and only ids that are used, unique in the page."""
-    svg = svg[svg.index("<svg") :]
+    """The <svg> element alone: page colours for ours, no comments, and only ids that are used, unique in the page."""
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
     for ours, theirs in PAGE_COLOURS.items():
         svg = svg.replace(ours, theirs)

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lite_align.data import formats, sources
 from lite_align.data.types import Conversation, Pair
 from lite_align.data.votes import Comparison, Vote
 from lite_align.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,27 @@ def _found(table: sources.RawTable, pairs: int) -> tuple[list[_Found], str]:
     first = table.rows[0][1]
     if {"a", "b", "prompt"} <= first.keys():
         what, one = ("votes", _vote) if "choice" in first else ("comparisons", _comparison)
-        return _each(table, one, what), what
-    if _is_candidates(first):
-        return _each(table, lambda row: _candidates(row, pairs), "candidates"), "candidates"
+        return each(table, one, what), what
+    if is_candidates(first):
+        return each(table, lambda row: _candidates(row, pairs), "candidates"), "candidates"
     detection = formats.detect(table, wanted="pair")
     converted = formats.convert(table, detection)
     rows = [_pair(row) for row in converted if isinstance(row, Pair)]
     return rows, f"{detection.description} ({detection.name})"
 
 
-def _each(table: sources.RawTable, one: Callable[[Mapping[str, Any]], _Found], what: str) -> list[_Found]:
-    found: list[_Found] = []
+def each(table: sources.RawTable, one: Callable[[Mapping[str, Any]], T], what: str) -> list[T]:
+    """What every row gives.
+
+    Args:
+        table: rows.
+        one: of a row; ValueError where it is not what it should be.
+        what: it should be, for messages.
+
+    Raises:
+        DataError: rows are not; all of them are listed.
+    """
+    found: list[T] = []
     problems: list[str] = []
     for source, row in table.rows:
         try:
@@ -114,17 +126,15 @@ def _different(comparisons: Sequence[Comparison]) -> _Found:
     return _Found(kept, left_out="" if kept else "with two equal answers")
 
 
-def _is_candidates(row: Mapping[str, Any]) -> bool:
+def is_candidates(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds answers to a prompt, as `sample` writes them."""
     answers = row.get("answers")
     return isinstance(answers, list) and any(isinstance(one, Mapping) and "text" in one for one in answers)
 
 
 def _candidates(row: Mapping[str, Any], pairs: int) -> _Found:
     """Pairs of different answers: 1 and 2, then 3 with each of them, then 4, and so on."""
-    answers = row.get("answers")
-    if not _is_candidates(row) or not all(_is_answer(one) for one in answers or ()):
-        raise ValueError('"answers" must be a list of objects with "text"')
-    different = {one["text"]: one.get("model") for one in reversed(answers or ())}
+    different = {one["text"]: one.get("model") for one in reversed(answers_of(row))}
     ordered = list(reversed(different.items()))
     comparisons = [
         Comparison.read(
@@ -135,6 +145,18 @@ def _candidates(row: Mapping[str, Any], pairs: int) -> _Found:
     ]
     left_out = "" if comparisons else "prompts without two different answers"
     return _Found(tuple(comparisons[:pairs]), left_out=left_out)
+
+
+def answers_of(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The answers of a row of candidates.
+
+    Raises:
+        ValueError: it is none.
+    """
+    answers = row.get("answers")
+    if not is_candidates(row) or not all(_is_answer(one) for one in answers or ()):
+        raise ValueError('"answers" must be a list of objects with "text"')
+    return answers or ()
 
 
 def _earliest_first(answers: Sequence[tuple[str, Any]]) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:

@@ -18,7 +18,7 @@ from lite_align.recipe import ModelOptions, PPOOptions
 from lite_align.stages import scoring
 from lite_align.stages.rollouts import ModelReward
 from lite_align.train import files
-from lite_align.train.finished import read_finished
+from lite_align.train.finished import read_reward
 from lite_align.train.run import Run
 from lite_align.view import View
 
@@ -119,12 +119,7 @@ def reward_of(options: PPOOptions, folder: Path | None) -> RewardSource | None:
     kept = None if folder is None else folder / "adapters" / Role.REWARD.value
     if kept is not None and (kept / RECORD).is_file():
         return _kept(kept)
-    run = read_finished(Path(options.reward))
-    if run.stage != "reward" or not run.has_adapter(Role.REWARD):
-        raise UserError(
-            f"{options.reward} is no reward run ({run.stage}).",
-            remedy="Give --reward a run of lite-align reward.",
-        )
+    run = read_reward(Path(options.reward))
     adapter = run.adapter(Role.REWARD)
     record = {
         "scale": dict(run.record.get("reward") or {}),

@@ -13,7 +13,7 @@ from lite_align.errors import UserError
 from lite_align.evaluate.folder import is_number
 from lite_align.model.backbone import Backbone, Role
 from lite_align.stages.passes import to_batch
-from lite_align.train.finished import FinishedRun, attach, read_finished
+from lite_align.train.finished import FinishedRun, attach, read_reward
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,7 @@ class Scorer:
         Raises:
             UserError: it is no finished reward run, or was trained on another base.
         """
-        run = read_finished(folder)
-        if run.stage != "reward" or not run.has_adapter(Role.REWARD):
-            raise UserError(
-                f"{folder} is no reward run ({run.stage}).", remedy="Give a run of lite-align reward."
-            )
+        run = read_reward(folder)
         bases = [(one.record.get("hashes") or {}).get("base") for one in (run, policy)]
         storage = [(one.recipe.model.quantization, one.recipe.model.dtype) for one in (run, policy)]
         if bases[0] != bases[1] or storage[0] != storage[1]:

@@ -85,6 +85,20 @@ def read_finished(folder: Path) -> FinishedRun:
     return FinishedRun(folder, record, from_dict(record["recipe"]))
 
 
+def read_reward(folder: Path) -> FinishedRun:
+    """Read a folder of a finished reward run.
+
+    Raises:
+        UserError: it is none.
+    """
+    run = read_finished(folder)
+    if run.stage != "reward" or not run.has_adapter(Role.REWARD):
+        raise UserError(
+            f"{folder} is no reward run ({run.stage}).", remedy="Give a run of lite-align reward."
+        )
+    return run
+
+
 def require_policy(run: FinishedRun, purpose: str) -> None:
     """Refuse a run that trained no answering model.
 

@@ -83,17 +83,22 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """Says which of two answers is better.
+    """Says which of two answers is better."""
 
-    Attributes:
-        name: of the annotator in its votes: what it is, and of what contents, so that another one has another name.
-        kind: of its votes.
-        rubric: hash of what it judges by, if it is told.
-    """
+    @property
+    def name(self) -> str:
+        """The annotator of its votes: what it is, and of what contents, so that another judge has another name."""
+        ...
 
-    name: str
-    kind: Source
-    rubric: str | None
+    @property
+    def kind(self) -> Source:
+        """Of its votes."""
+        ...
+
+    @property
+    def rubric(self) -> str | None:
+        """Hash of what it judges by, if it is told."""
+        ...
 
     def judge(self, comparisons: Sequence[Comparison], advance: Advance = ...) -> list[Judgement]:
         """A judgement of every comparison; what fails is a tie with a problem."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from lite_align.data.render import Renderer, Unusable
 from lite_align.data.types import Conversation, Message, Rendered
 from lite_align.data.votes import Comparison, Source
+from lite_align.errors import UserError
 from lite_align.flywheel.judges.judgement import Advance, Judgement, Reply, orderless
 from lite_align.model.backbone import Backbone, Role, adapter_digest
 from lite_align.stages import scoring
@@ -21,11 +22,14 @@ class RewardJudge:
     """Prefers what scores higher: P(a is better) = σ(score(a) − score(b)), as the run was trained (Bradley–Terry).
 
     Args:
-        run: a reward run on the base of the backbone (see `Scorer.read`).
+        run: a reward run on the base of the backbone (see `read_reward`).
         backbone: gets the REWARD role from the run.
         renderer: of the base.
         budget: tokens of a pass.
         positions: longest row that the model can read.
+
+    Raises:
+        UserError: the run was trained on another base.
     """
 
     kind: Source = "reward"
@@ -34,6 +38,7 @@ class RewardJudge:
     def __init__(
         self, run: FinishedRun, backbone: Backbone, renderer: Renderer, budget: TokenBudget, positions: int
     ) -> None:
+        _require_base(run, backbone)
         adapter = run.adapter(Role.REWARD)
         attach(backbone, Role.REWARD, adapter)
         self.name = f"reward {run.folder.name} {adapter_digest(adapter)[:8]}"
@@ -100,6 +105,25 @@ class RewardJudge:
             else one
             for one in found
         ]
+
+
+def _require_base(run: FinishedRun, backbone: Backbone) -> None:
+    loaded, theirs = backbone.loaded, run.recipe.model
+    known = (run.record.get("hashes") or {}).get("base")
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    if known in (None, loaded.identity["base"]) and (theirs.quantization, theirs.dtype) == (
+        loaded.quantization,
+        dtype,
+    ):
+        return
+    raise UserError(
+        f"The reward model {run.folder} was trained on another base: its scores would mean nothing.",
+        details=[
+            f"{run.folder}: {theirs.name}, {theirs.quantization}, {theirs.dtype}",
+            f"here: {loaded.name}, {loaded.quantization}, {dtype}",
+        ],
+        remedy="Give a reward run on the same base, quantisation and dtype.",
+    )
 
 
 _PLACEHOLDER = "An answer"
