@@ -49,6 +49,7 @@ for _verb in (
     train.run,
     data.check,
     evaluate.eval_,
+    evaluate.compare,
     inspect.report,
     chat.chat,
     export.export,

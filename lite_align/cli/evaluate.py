@@ -64,3 +64,58 @@ def eval_(
         data, probes, prompts, samples, sampling, model, out, tuple(gate or ()), typed()
     )
     raise typer.Exit(evaluation.evaluate(run, wanted, View(quiet, json)))
+
+
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(metavar="A B …", help="Runs, adapter folders, or the word base.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FILE", help="Prompts [default: what the last run held out]."),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option("--by", metavar="JUDGE", help="base, a reward RUN, a URL, FILE.py:NAME, or people."),
+    ] = "base",
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", metavar="NAME", help="Name of the model at the URL.")
+    ] = None,
+    rubric: Annotated[
+        Path | None, typer.Option("--rubric", metavar="YAML", help="What to judge by [default: ours].")
+    ] = None,
+    votes: Annotated[
+        str | None,
+        typer.Option("--votes", metavar="VOTES", help="Count these votes; nothing is loaded or sampled."),
+    ] = None,
+    humans: Annotated[
+        str | None,
+        typer.Option("--humans", metavar="VOTES", help="Votes of people that the judge is measured on."),
+    ] = None,
+    gate: Gates = None,
+    samples: Samples = 1,
+    prompts: Prompts = 200,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 256,
+    seed: Seed = 42,
+    model: options.Model = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For the results [default: runs/compare-…].")
+    ] = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Let models answer the same prompts on one base, and a judge say which is better."""
+    from lite_align.flywheel import compare as comparing
+    from lite_align.flywheel.judges.opening import Asked
+    from lite_align.stages.speaker import Sampling
+    from lite_align.view import View
+
+    judge = None if by == comparing.PEOPLE else Asked(by=by, model=judge_model, rubric=rubric, seed=seed)
+    sampling = Sampling(temperature, 1.0, max_tokens, seed)
+    gates = tuple(gate or ())
+    wanted = comparing.Options(
+        data, prompts, samples, sampling, judge, votes, humans, model, out, gates, typed()
+    )
+    raise typer.Exit(comparing.compare(models, wanted, View(quiet, json)))

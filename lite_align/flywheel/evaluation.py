@@ -10,7 +10,7 @@ from typing import Any
 from lite_align.data.types import Chat, Pair, Tree
 from lite_align.errors import UserError
 from lite_align.evaluate import figures, gates
-from lite_align.evaluate.figures import Figures
+from lite_align.evaluate.figures import Figure, Figures
 from lite_align.evaluate.statistics import signed
 from lite_align.flywheel import gating, questions, sides
 from lite_align.flywheel.bench import Bench
@@ -179,8 +179,12 @@ def _data_record(asked: Questions | None, examples: int, kind: str) -> dict[str,
     return {"path": name, "sha256": sha256, "prompts": prompts, "rows": examples, "kind": kind}
 
 
+BY_CATEGORY = ("accuracy", "refusal", "tokens", "repetition", "rule_score")
+"""Figures of categories that are shown; all of them stand in eval.json and in the report."""
+
+
 def show(found: Figures, view: View) -> None:
-    """A table of figures: all prompts first, then groups."""
+    """A table of figures over all prompts, and one by category: before → after."""
     rows = [
         (
             label,
@@ -190,7 +194,21 @@ def show(found: Figures, view: View) -> None:
             f"{figure.count:,}",
             figure.unit,
         )
-        for label, figure in sorted(found.items(), key=lambda item: "/" in item[0])
+        for label, figure in found.items()
+        if "/" not in label
     ]
-    header = ("figure", "before", "after [95 %]", "change [95 %]", "n", "unit")
-    view.table("Held out and probes", header, rows)
+    view.table(
+        "Held out and probes", ("figure", "before", "after [95 %]", "change [95 %]", "n", "unit"), rows
+    )
+    names = [name for name in BY_CATEGORY if any(label.startswith(f"{name}/") for label in found)]
+    groups = dict.fromkeys(label.partition("/")[2] for label in found if "/" in label)
+    rows = [(group, *(_change(found.get(f"{name}/{group}")) for name in names)) for group in groups]
+    if rows:
+        view.table("By category and length of the prompt", ("", *names), rows)
+
+
+def _change(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    before = "" if figure.before is None else f"{number(figure.before)} → "
+    return before + number(figure.value)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lite_align.errors import GateFailed
 from lite_align.evaluate import gates
 from lite_align.evaluate.figures import Figures
 from lite_align.evaluate.gates import Gate, Outcome
@@ -12,8 +13,6 @@ from lite_align.train import files
 from lite_align.view import View, number
 
 FILE = "gates.json"
-NOT_PASSED = 3
-"""Exit code where a gate does not pass."""
 
 
 def settle(wanted: Sequence[Gate], figures: Figures, folder: Path, view: View) -> int:
@@ -21,7 +20,7 @@ def settle(wanted: Sequence[Gate], figures: Figures, folder: Path, view: View) -
     outcomes = gates.judge(wanted, figures)
     write(outcomes, folder)
     show(outcomes, view)
-    return 0 if gates.passed(outcomes) else NOT_PASSED
+    return 0 if gates.passed(outcomes) else GateFailed.exit_code
 
 
 def write(outcomes: Sequence[Outcome], folder: Path) -> None:

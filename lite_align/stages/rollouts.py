@@ -347,7 +347,7 @@ class Collector:
         weights: Mapping[str, float],
         stopped: Sequence[bool],
     ) -> tuple[float | None, ...]:
-        """The reward of every answer: the weighted sum, or what an answer without a stop token gets; None of no source."""
+        """Rewards: the weighted sum, or what an answer without a stop token gets; None where there is no source."""
         counted = dict(sources)
         if self.model_reward is not None:
             counted[MODEL] = [
