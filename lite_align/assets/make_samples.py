@@ -18,6 +18,7 @@ from lite_align.assets import faults, town, world
 from lite_align.data.votes import Choice, Comparison, Vote
 
 PAIRS, CHATS, PROMPTS, HELD_OUT_PROMPTS, FORMAT_ROWS = 648, 400, 300, 180, 20
+PROBED = {"unsafe": 60, "borderline": 60, "fact": 20, "howto": 20}
 REWARD_PROMPTS, VOTED, FAULTY = 480, 2, 2
 TEMPERATURES = (0.06, 0.1, 0.2)
 # Answers closer than this in score would be labelled by a coin.
@@ -179,6 +180,20 @@ def prompts(count: int, *, held_out: bool) -> list[Row]:
     name = "held-out" if held_out else "prompt"
     numbered = zip(range(1, count + 1), Questions(name, held_out=held_out))
     return [{"id": f"{name}-{n:04d}", "category": ask.category, "prompt": ask.text} for n, ask in numbered]
+
+
+def probes(without: Iterable[object]) -> list[Row]:
+    """Prompts that no stage has seen and that are not in `without`, marked with what should happen to each."""
+    left, known, made = dict(PROBED), set(without), list[Row]()
+    for ask in Questions("probes", held_out=True):
+        if left.get(ask.category, 0) and ask.text not in known:
+            left[ask.category] -= 1
+            expect = "refuse" if ask.category == "unsafe" else "answer"
+            number = f"probe-{len(made) + 1:04d}"
+            made.append({"id": number, "category": ask.category, "prompt": ask.text, "expect": expect})
+        if not any(left.values()):
+            break
+    return made
 
 
 def samples(seed: str, *, conversations: bool = False) -> list[Sample]:
@@ -414,7 +429,8 @@ def write(folder: Path) -> None:
         "reward_pairs.jsonl": reward_pairs(),
         "sft.jsonl": chats(),
         "prompts.jsonl": prompts(PROMPTS, held_out=False),
-        "held_out_prompts.jsonl": prompts(HELD_OUT_PROMPTS, held_out=True),
+        "held_out_prompts.jsonl": (held_out := prompts(HELD_OUT_PROMPTS, held_out=True)),
+        "probes_tiny.jsonl": probes(row["prompt"] for row in held_out),
     }
     for name in (*PAIR_FORMATS, *VOTE_FORMATS, *RATED_FORMATS, *CHAT_FORMATS, *PROMPT_FORMATS):
         files[f"formats/{name}.jsonl"] = format_rows(name)
@@ -453,6 +469,10 @@ Everything here is written by `python -m lite_align.assets.make_samples --out da
 - `prompts.jsonl`: {PROMPTS} prompts without an answer, for sampling.
 - `held_out_prompts.jsonl`: {HELD_OUT_PROMPTS} prompts that no stage has seen, the training of `tiny` included, for
   evaluation.
+- `probes_tiny.jsonl`: {sum(PROBED.values())} more of these, marked with what should happen: `expect: refuse` or `expect:
+  answer`; for `eval --probes` and `promote --final`.
+- `probes.jsonl`: a starter suite in plain English for models that know the world: harmful wishes, harmless ones in
+  alarming words, attempts to talk the model over, plain questions. Written by hand; make it your own.
 - `formats/`: {FORMAT_ROWS} rows in each format that is detected, named after the format; `pair.text.csv`,
   `sharegpt-rank.json` and `icr.parquet` hold the rows of their `.jsonl` twin in another container.
 """

@@ -50,6 +50,8 @@ for _verb in (
     data.check,
     evaluate.eval_,
     evaluate.compare,
+    evaluate.promote,
+    evaluate.rollback,
     inspect.report,
     chat.chat,
     export.export,

@@ -119,3 +119,81 @@ def compare(
         data, prompts, samples, sampling, judge, votes, humans, model, out, gates, typed()
     )
     raise typer.Exit(comparing.compare(models, wanted, View(quiet, json)))
+
+
+Project = Annotated[
+    Path, typer.Option("--project", metavar="DIR", help="Folder with the pointer to what is current.")
+]
+Who = Annotated[
+    str | None, typer.Option("--who", metavar="NAME", help="Who decides [default: the user of this machine].")
+]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="For the record.")]
+
+
+def promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    why: Why,
+    project: Project = Path("project"),
+    final: Annotated[
+        str | None,
+        typer.Option(
+            "--final", metavar="FILE", help="Sealed prompts, some with expect [default: as before]."
+        ),
+    ] = None,
+    final_uses: Annotated[
+        int, typer.Option("--final-uses", metavar="N", min=1, help="Most tries on the same sealed prompts.")
+    ] = 10,
+    by: Annotated[
+        str, typer.Option("--by", metavar="JUDGE", help="base, a reward RUN, a URL, or FILE.py:NAME.")
+    ] = "base",
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", metavar="NAME", help="Name of the model at the URL.")
+    ] = None,
+    rubric: Annotated[
+        Path | None, typer.Option("--rubric", metavar="YAML", help="What to judge by [default: ours].")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="VOTES", help="Votes that the run was trained on: they must agree."),
+    ] = None,
+    gate: Gates = None,
+    kl: Annotated[
+        float, typer.Option("--kl", metavar="NATS", min=0.0, help="Budget of the KL, an answer.")
+    ] = 20.0,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 256,
+    seed: Seed = 42,
+    who: Who = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make a run the current one of a project, if every gate passes."""
+    from lite_align.evaluate.gates import Limits
+    from lite_align.flywheel import promotion
+    from lite_align.flywheel.judges.opening import Asked
+    from lite_align.stages.speaker import Sampling
+    from lite_align.view import View
+
+    wanted = promotion.Options(
+        folder=project,
+        final=final,
+        uses=final_uses,
+        judge=Asked(by=by, model=judge_model, rubric=rubric, seed=seed),
+        labels=labels,
+        sampling=Sampling(temperature, 1.0, max_tokens, seed),
+        gates=tuple(gate or ()),
+        limits=Limits(kl=kl),
+        who=who,
+        why=why,
+    )
+    raise typer.Exit(promotion.promote(run, wanted, View(quiet)))
+
+
+def rollback(
+    why: Why, project: Project = Path("project"), who: Who = None, debug: options.Debug = False
+) -> None:
+    """Make the run current again that was promoted before the last one."""
+    from lite_align.flywheel import promotion
+    from lite_align.view import View
+
+    promotion.rollback(project, who, why, View())

@@ -82,7 +82,7 @@ def evaluate(name: str, options: Options, view: View) -> int:
         one.first(options.prompts) if one is given else one for one in (given, probes) if one is not None
     ]
     view.section("eval", f"{side.name} against {side.reference.name}", *(one.told() for one in asked))
-    replies = [reply for one in asked for reply in _replies(one, bench, options.samples, view)]
+    replies = [reply for one in asked for reply in replies_of(one, bench, options.samples, view)]
     found |= measure(replies)
     record = {
         "schema": 1,
@@ -158,7 +158,7 @@ def _measured_rows(examples: Sequence[tuple[Any, Tree]], bench: Bench, beta: flo
     )
 
 
-def _replies(asked: Questions, bench: Bench, samples: int, view: View) -> list[Reply]:
+def replies_of(asked: Questions, bench: Bench, samples: int, view: View) -> list[Reply]:
     """Both sides' answers to the same prompts, with the same random numbers."""
     prompts = bench.ask(asked)
     with view.bar("answers", 2 * samples * len(prompts), "answers") as bar:

@@ -1,0 +1,171 @@
+"""`lite-align promote RUN` and `rollback`: the pointer of a project moves only through its gates, and back."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from lite_align.errors import GateFailed, UserError
+from lite_align.evaluate import gates
+from lite_align.evaluate.agreement import TooFew, agreement
+from lite_align.evaluate.figures import Figure, Figures
+from lite_align.evaluate.gates import Gate, Limits
+from lite_align.flywheel import compare, gating, items, project, questions, sides
+from lite_align.flywheel.bench import Bench
+from lite_align.flywheel.evaluation import replies_of
+from lite_align.flywheel.judges.opening import Asked as AskedJudge
+from lite_align.flywheel.judges.opening import open_judge
+from lite_align.flywheel.project import Project, event
+from lite_align.flywheel.replies import measure
+from lite_align.flywheel.sides import BASE, Side
+from lite_align.model.backbone import Role
+from lite_align.stages.speaker import Sampling
+from lite_align.train.finished import FinishedRun
+from lite_align.view import View
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is promoted.
+
+    Attributes:
+        folder: of the project.
+        final: sealed prompts; None: those that the project has.
+        uses: most promotions that are tried on the same sealed prompts.
+        judge: who compares the run with the current one.
+        labels: file of votes that the run was trained on, for their agreement.
+        sampling: of the answers.
+        gates: in place of the seven defaults.
+        limits: thresholds of the defaults.
+        who: promotes; None: the user of this machine.
+        why: in their words.
+    """
+
+    folder: Path
+    final: str | None
+    uses: int
+    judge: AskedJudge
+    labels: str | None
+    sampling: Sampling
+    gates: tuple[str, ...]
+    limits: Limits
+    who: str | None
+    why: str
+
+
+def promote(name: str, options: Options, view: View) -> int:
+    """Judge a run against the current one on sealed prompts, and move the pointer if every gate passes.
+
+    Returns 0, or 3 where a gate does not pass: then the pointer stays, and the refusal is written down.
+
+    Raises:
+        UserError: it cannot be promoted, or the sealed prompts are used up or were changed.
+    """
+    wanted = [gates.parse(text) for text in options.gates]
+    wanted = wanted or gates.defaults(options.limits, labels=options.labels is not None)
+    side = sides.find(name)
+    if side.run is None:
+        raise UserError(f"{name} is no run folder.", remedy="Give a finished run of sft, dpo or ppo.")
+    with project.opened(options.folder, create=True) as opened:
+        current = _current(opened, side)
+        asked = _sealed(opened, options)
+        view.section(
+            "promote",
+            f"{name} against {current.name} · {asked.told()}",
+            f"use {opened.uses + 1} of {options.uses} of the sealed prompts",
+        )
+        opened.add(event("used", options.who, run=name, adapter=side.sha256, sha256=asked.sha256))
+        found = _measured(side, current, asked, options, view)
+        passed = _settled(wanted, found, side.run, view)
+        kind = "promoted" if passed else "refused"
+        outcomes = [one.record() for one in gates.judge(wanted, found)]
+        facts = {"run": name, "adapter": side.sha256, "why": options.why, "gates": outcomes}
+        opened.add(event(kind, options.who, **facts))
+        view.section(
+            "verdict", f"{name} is current." if passed else f"Refused: {current.name} stays current."
+        )
+    return 0 if passed else GateFailed.exit_code
+
+
+def rollback(folder: Path, who: str | None, why: str, view: View) -> None:
+    """Make the promotion before the last one current again.
+
+    Raises:
+        UserError: nothing is promoted.
+    """
+    with project.opened(folder) as opened:
+        if opened.current is None:
+            raise UserError(f"Nothing is promoted in {folder}.")
+        left = opened.current
+        before = opened.released[-2] if len(opened.released) > 1 else None
+        facts = {"run": before.run, "adapter": before.adapter} if before else {"run": BASE, "adapter": "none"}
+        opened.add(event("rolled back", who, why=why, **facts))
+        view.section("rollback", f"{left.run} was current; now {before.run if before else 'the base'} is.")
+
+
+def _current(opened: Project, side: Side) -> Side:
+    """What is current: a promoted run, unchanged since, or the base."""
+    if opened.current is None:
+        return Side(BASE)
+    current = sides.find(opened.current.run)
+    if current.sha256 != opened.current.adapter:
+        raise UserError(
+            f"{current.name} is not what was promoted: its adapter has changed since.",
+            remedy="lite-align rollback, or put the adapter back.",
+        )
+    if current.sha256 == side.sha256:
+        raise UserError(f"{side.name} is current already.")
+    return current
+
+
+def _sealed(opened: Project, options: Options) -> questions.Questions:
+    """The sealed prompts, as they were when they were set apart; a use more than allowed is refused."""
+    known = opened.sealed
+    path = options.final or (known.file if known else None)
+    if path is None:
+        raise UserError(
+            f"{options.folder} has no sealed prompts.",
+            remedy="Give a file of prompts that nothing is trained or chosen on: --final FILE.",
+        )
+    asked = questions.read(path)
+    if known is None or (options.final is not None and asked.sha256 != known.sha256):
+        opened.add(event("sealed", options.who, file=path, sha256=asked.sha256))
+    elif asked.sha256 != known.sha256:
+        raise UserError(
+            f"{path} has changed since it was sealed.", remedy="Put it back, or seal it anew with --final."
+        )
+    if opened.uses >= options.uses:
+        raise UserError(
+            f"The sealed prompts of {path} were used {opened.uses} times: what is chosen on them so often looks better "
+            "than it is.",
+            remedy="Seal new ones with --final FILE, or raise --final-uses.",
+        )
+    return asked
+
+
+def _measured(side: Side, current: Side, asked: questions.Questions, options: Options, view: View) -> Figures:
+    """Figures of the run against the current one: what both said is measured and judged, sampled once."""
+    base = sides.common_base([side, current])
+    bench = Bench(base, [side, current], options.sampling, view)
+    bench.put(current, Role.REFERENCE)
+    bench.put(side, Role.POLICY)
+    replies = replies_of(asked, bench, 1, view)
+    prompts = [reply.asked for reply in replies]
+    before, after = [reply.before[0] for reply in replies], [reply.after[0] for reply in replies]
+    comparisons = compare.between(prompts, current.name, before, side.name, after)
+    with closing(open_judge(options.judge, lambda run: compare.local(bench))) as judge:
+        judged = compare.judge_all(comparisons, judge, view)
+    found = measure(replies) | compare.figures_of(judged.votes, side.name)
+    return found | _alpha(options.labels)
+
+
+def _alpha(labels: str | None) -> Figures:
+    """Agreement of the labels that were used; none where there are too few, so that its gate cannot pass."""
+    if labels is None:
+        return {}
+    alpha = agreement(items.read(labels).votes).alpha
+    return {} if isinstance(alpha, TooFew) else {"alpha": Figure.of(alpha, "", "higher")}
+
+
+def _settled(wanted: Sequence[Gate], found: Figures, run: FinishedRun, view: View) -> bool:
+    return gating.settle(wanted, found, run.folder, view) == 0
