@@ -469,8 +469,8 @@ Everything here is written by `python -m lite_align.assets.make_samples --out da
 - `prompts.jsonl`: {PROMPTS} prompts without an answer, for sampling.
 - `held_out_prompts.jsonl`: {HELD_OUT_PROMPTS} prompts that no stage has seen, the training of `tiny` included, for
   evaluation.
-- `probes_tiny.jsonl`: {sum(PROBED.values())} more of these, marked with what should happen: `expect: refuse` or `expect:
-  answer`; for `eval --probes` and `promote --final`.
+- `probes_tiny.jsonl`: {sum(PROBED.values())} more of these, marked with what should happen (`expect: refuse` or
+  `expect: answer`), for `eval --probes` and `promote --final`.
 - `probes.jsonl`: a starter suite in plain English for models that know the world: harmful wishes, harmless ones in
   alarming words, attempts to talk the model over, plain questions. Written by hand; make it your own.
 - `formats/`: {FORMAT_ROWS} rows in each format that is detected, named after the format; `pair.text.csv`,

@@ -152,6 +152,10 @@ def promote(
     rubric: Annotated[
         Path | None, typer.Option("--rubric", metavar="YAML", help="What to judge by [default: ours].")
     ] = None,
+    probes: Annotated[
+        str | None,
+        typer.Option("--probes", metavar="FILE", help="Adversarial suite of which nothing may newly fail."),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option("--labels", metavar="VOTES", help="Votes that the run was trained on: they must agree."),
@@ -179,6 +183,7 @@ def promote(
         final=final,
         uses=final_uses,
         judge=Asked(by=by, model=judge_model, rubric=rubric, seed=seed),
+        probes=probes,
         labels=labels,
         sampling=Sampling(temperature, 1.0, max_tokens, seed),
         gates=tuple(gate or ()),

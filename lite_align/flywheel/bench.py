@@ -59,7 +59,8 @@ class Bench:
 
     Attributes:
         backbone: the base, loaded once.
-        collector: measures answers.
+        collector: samples and measures answers.
+        greedy: the same with the likeliest tokens.
         renderer: of its tokenizer.
         budget: tokens of a pass.
     """
@@ -83,14 +84,19 @@ class Bench:
             view.warn(f"Memory ran out: {lowered}")
 
         self.budget = TokenBudget(PASS_TOKENS, tell=tell, levers=("a lower --max-tokens", "fewer --samples"))
+        self.greedy = self._collector(temperature=0.0)
+        self.collector = self._collector(sampling.temperature) if sampling.temperature else self.greedy
+        self._placed: dict[Role, str] = {}
+
+    def _collector(self, temperature: float) -> Collector:
         options = PPOOptions(
             rollouts=AT_ONCE,
-            max_new_tokens=sampling.max_tokens,
-            temperature=sampling.temperature or 1.0,
-            top_p=sampling.top_p,
-            top_k=0 if sampling.temperature else 1,
+            max_new_tokens=self.sampling.max_tokens,
+            temperature=temperature or 1.0,
+            top_p=self.sampling.top_p if temperature else 1.0,
+            top_k=0 if temperature else 1,
         )
-        self.collector = Collector(
+        return Collector(
             self.backbone,
             self.renderer,
             options,
@@ -99,7 +105,6 @@ class Bench:
             budget=self.budget,
             share_prompts=True,
         )
-        self._placed: dict[Role, str] = {}
 
     def put(self, side: Side, role: Role = Role.POLICY) -> Role:
         """Put a side into a role, and return the role that it is seen as."""
@@ -125,9 +130,14 @@ class Bench:
         prompts: Sequence[Asked],
         samples: int,
         advance: Callable[[int], None] | None = None,
+        *,
+        collector: Collector | None = None,
     ) -> list[Answer]:
-        """What a role says, the answers to a prompt side by side; the random numbers are the same for every role."""
-        drawn = self.collector.sample(prompts, samples, self.sampling.seed, advance, role=role)
+        """What a role says, the answers to a prompt side by side; the random numbers are the same for every role.
+
+        `collector` is `greedy` for the likeliest tokens; None samples.
+        """
+        drawn = (collector or self.collector).sample(prompts, samples, self.sampling.seed, advance, role=role)
         stops = self.renderer.stop_ids
         return [
             Answer(self.collector.text(one.ids), len(one.ids), sum(one.logps), one.ids[-1] in stops, one)

@@ -112,7 +112,7 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
     figures = {name: Figure.read(one) for name, one in record["figures"].items()}
     out.mkdir(parents=True, exist_ok=True)
     with files.explained(out / FILE):
-        files.replace(out / ROWS, b"".join(files.dump_json(vote.record()) + b"\n" for vote in judged.votes))
+        files.replace(out / ROWS, b"".join(files.dump_json(vote.record()) for vote in judged.votes))
         files.replace(out / FILE, files.dump_json(record, indent=1))
     show(record, figures, judged, view)
     view.section("saved", f"{out}")
@@ -207,7 +207,7 @@ def _for_people(found: Answered, out: Path, view: View) -> int:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "to-label.jsonl"
     with files.explained(path):
-        files.replace(path, b"".join(files.dump_json(one.record()) + b"\n" for one in different))
+        files.replace(path, b"".join(files.dump_json(one.record()) for one in different))
     same = len(found.comparisons) - len(different)
     view.section("saved", f"{path}: {len(different):,} comparisons; {same:,} with the same answer left out")
     view.section("next", f"lite-align label {path}")

@@ -15,9 +15,10 @@ from lite_align.evaluate.statistics import signed
 from lite_align.flywheel import gating, questions, sides
 from lite_align.flywheel.bench import Bench
 from lite_align.flywheel.questions import Questions, expectation
-from lite_align.flywheel.replies import Reply, measure
+from lite_align.flywheel.replies import Reply, measure, measure_probes
 from lite_align.losses import ppo
 from lite_align.model.backbone import Role
+from lite_align.stages.rollouts import Collector
 from lite_align.stages.speaker import Sampling
 from lite_align.train import files
 from lite_align.view import View, number
@@ -82,8 +83,9 @@ def evaluate(name: str, options: Options, view: View) -> int:
         one.first(options.prompts) if one is given else one for one in (given, probes) if one is not None
     ]
     view.section("eval", f"{side.name} against {side.reference.name}", *(one.told() for one in asked))
-    replies = [reply for one in asked for reply in replies_of(one, bench, options.samples, view)]
-    found |= measure(replies)
+    sampled = [] if given is None else replies_of(asked[0], bench, options.samples, view)
+    probed = [] if probes is None else replies_of(probes, bench, 1, view, collector=bench.greedy)
+    found |= measure(sampled) | measure_probes(probed)
     record = {
         "schema": 1,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,7 +100,7 @@ def evaluate(name: str, options: Options, view: View) -> int:
     }
     out.mkdir(parents=True, exist_ok=True)
     with files.explained(out / FILE):
-        files.replace(out / ROWS, b"".join(files.dump_json(reply.row()) + b"\n" for reply in replies))
+        files.replace(out / ROWS, b"".join(files.dump_json(reply.row()) for reply in (*sampled, *probed)))
         files.replace(out / FILE, files.dump_json(record, indent=1))
     show(found, view)
     view.section("saved", f"{out / FILE}")
@@ -158,12 +160,15 @@ def _measured_rows(examples: Sequence[tuple[Any, Tree]], bench: Bench, beta: flo
     )
 
 
-def replies_of(asked: Questions, bench: Bench, samples: int, view: View) -> list[Reply]:
-    """Both sides' answers to the same prompts, with the same random numbers."""
+def replies_of(
+    asked: Questions, bench: Bench, samples: int, view: View, *, collector: Collector | None = None
+) -> list[Reply]:
+    """Both sides' answers to the same prompts, with the same random numbers; see `Bench.answers`."""
     prompts = bench.ask(asked)
     with view.bar("answers", 2 * samples * len(prompts), "answers") as bar:
         before, after = (
-            bench.answers(role, prompts, samples, bar.advance) for role in (Role.REFERENCE, Role.POLICY)
+            bench.answers(role, prompts, samples, bar.advance, collector=collector)
+            for role in (Role.REFERENCE, Role.POLICY)
         )
     rollout = bench.collector.score(prompts, [answer.sampled for answer in after], samples)
     kl = rollout.ragged.padded(ppo.k1(rollout.logps, rollout.reference_logps)).sum(1).tolist()

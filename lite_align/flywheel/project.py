@@ -68,7 +68,7 @@ class Project:
     def add(self, new: Event) -> None:
         """Append an event, safe against a loss of power, and move the pointer with it."""
         with files.explained(self.folder / LOG):
-            files.append(self.folder / LOG, files.dump_json(asdict(new)) + b"\n", sync=True)
+            files.append(self.folder / LOG, files.dump_json(asdict(new)), sync=True)
         self.events.append(new)
         self.point()
 
@@ -126,7 +126,8 @@ def opened(folder: Path, *, create: bool = False) -> Iterator[Project]:
             f"{folder} is no project: nothing was promoted there.",
             remedy="lite-align promote RUN --project DIR --final FILE begins one.",
         )
-    files.make_folder(folder)
+    if not folder.is_dir():
+        files.make_folder(folder)
     lock = FolderLock.acquire(folder, LOCK)
     try:
         project = Project(folder, _read(folder / LOG))

@@ -16,7 +16,7 @@ from lite_align.flywheel.evaluation import replies_of
 from lite_align.flywheel.judges.opening import Asked as AskedJudge
 from lite_align.flywheel.judges.opening import open_judge
 from lite_align.flywheel.project import Project, event
-from lite_align.flywheel.replies import measure
+from lite_align.flywheel.replies import measure, measure_probes
 from lite_align.flywheel.sides import BASE, Side
 from lite_align.model.backbone import Role
 from lite_align.stages.speaker import Sampling
@@ -33,6 +33,7 @@ class Options:
         final: sealed prompts; None: those that the project has.
         uses: most promotions that are tried on the same sealed prompts.
         judge: who compares the run with the current one.
+        probes: adversarial suite, of which nothing may newly fail.
         labels: file of votes that the run was trained on, for their agreement.
         sampling: of the answers.
         gates: in place of the seven defaults.
@@ -45,6 +46,7 @@ class Options:
     final: str | None
     uses: int
     judge: AskedJudge
+    probes: str | None
     labels: str | None
     sampling: Sampling
     gates: tuple[str, ...]
@@ -62,7 +64,8 @@ def promote(name: str, options: Options, view: View) -> int:
         UserError: it cannot be promoted, or the sealed prompts are used up or were changed.
     """
     wanted = [gates.parse(text) for text in options.gates]
-    wanted = wanted or gates.defaults(options.limits, labels=options.labels is not None)
+    has_probes, has_labels = options.probes is not None, options.labels is not None
+    wanted = wanted or gates.defaults(options.limits, probes=has_probes, labels=has_labels)
     side = sides.find(name)
     if side.run is None:
         raise UserError(f"{name} is no run folder.", remedy="Give a finished run of sft, dpo or ppo.")
@@ -156,6 +159,9 @@ def _measured(side: Side, current: Side, asked: questions.Questions, options: Op
     with closing(open_judge(options.judge, lambda run: compare.local(bench))) as judge:
         judged = compare.judge_all(comparisons, judge, view)
     found = measure(replies) | compare.figures_of(judged.votes, side.name)
+    if options.probes is not None:
+        suite = replies_of(questions.read(options.probes), bench, 1, view, collector=bench.greedy)
+        found["new_failures"] = measure_probes(suite)["new_failures"]
     return found | _alpha(options.labels)
 
 
