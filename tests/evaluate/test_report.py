@@ -48,7 +48,7 @@ def whole(build: Builder, name: str = "dpo-preferences-0001", **options: Any) ->
             "data": {
                 **{"rows": 640, "dropped": {"LA301": 19}, "kind": "pairs"},
                 "warnings": [{"rule": "LA305", "text": "chosen is longer in 71 % of pairs"}],
-                "tokens": {"prompt": {"median": 9, "95 %": 20, "longest": 1031}},
+                "tokens": {"chosen": {"longest": 7}, "prompt": {"95 %": 20, "longest": 1031, "median": 9}},
             },
         },
         **options,
@@ -139,7 +139,7 @@ def test_data_lint_lengths_and_lineage_are_on_the_page(build: Builder) -> None:
     text = re.sub(r"<[^>]+>", " ", render(read(whole(build))).replace("\u00a0", " "))
     for pattern in (
         r"LA301\s+19 rows left out\s+LA305\s+chosen is longer in 71 % of pairs",
-        r"median\s+95 %\s+longest\s+prompt\s+9\s+20\s+1,031",
+        r"median\s+95 %\s+longest\s+prompt\s+9\s+20\s+1,031\s+chosen\s+–\s+–\s+7",
         r"dpo-preferences-0001\s+dpo\s+this run\s+runs/sft-0001\s+sft\s+adapter 012345670123 · its folder is not",
     ):
         assert re.search(pattern, text), pattern
