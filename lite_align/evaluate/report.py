@@ -61,7 +61,7 @@ def write(run_dir: Path, out: Path | None = None) -> Path:
 def render(folder: RunFolder) -> str:
     """The page of a run folder as text."""
     verdict = judge_folder(folder)
-    gates = badges.gates(folder)
+    gates = badges.gates(folder.gates, folder.evaluation)
     values = {
         "name": clean(folder.path.resolve().name),
         "stage": clean(folder.run.get("stage", "run")),

@@ -290,8 +290,11 @@ def hostile(build: Builder, tmp_path: Path, kind: str) -> Path:
             texts[5]: {texts[6]: texts[7]},
         },
         **{"figures": {t: evaluated.figure(0.5, 0.1, 0.4, unit=t) for t in (*texts, f"win_rate/{texts[0]}")}},
-        **{name: {t: t for t in texts} for name in ("position_bias", "failures", "agreement")},
+        **{"failures": {t: t for t in texts}, "position_bias": {"value": 0.5, "count": 9}},
+        "ranking": {t: evaluated.figure(0.5, 0.1, None, unit=t) for t in texts},
+        "agreement": {"figures": {f"kappa/{t}": evaluated.figure(0.5, 0.1, 0.4, unit=t) for t in texts}},
     }
+    gates = [{"gate": t, "figure": t, "verdict": t, "why": t, "value": t} for t in texts]
     rows = [
         {
             **{"prompt": [{"role": t, "content": t}], "a": t, "b": texts[-n], "category": t, "choice": "a"},
@@ -299,7 +302,8 @@ def hostile(build: Builder, tmp_path: Path, kind: str) -> Path:
         }
         for n, t in enumerate(texts)
     ]
-    return compared.write(evaluated.compared(tmp_path / "compare", record, rows))
+    folder = evaluated.compared(tmp_path / "compare", record, rows)
+    return compared.write(evaluated.put(folder, gates={"gates": gates}))
 
 
 @pytest.mark.parametrize("kind", ["runs", "comparison"])
