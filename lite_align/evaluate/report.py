@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lite_align.evaluate import course, curves, optimisation, pictures
-from lite_align.evaluate.findings import Figure, Verdict
+from lite_align.evaluate.findings import DASH, Figure, Verdict
 from lite_align.evaluate.folder import Record, RunFolder, read
 from lite_align.evaluate.pages import ancestry, answers, badges, figures, page
-from lite_align.evaluate.pages.texts import clean, command_line, facts, mapping, settings, text_of
+from lite_align.evaluate.pages.texts import clean, command_line, facts, mapping, readable, settings, text_of
 from lite_align.evaluate.verdict import judge_folder
 
 MOST_ANSWERS = 100  # the rest stays in answers.jsonl, and the page says so
+
+COLUMNS = ("median", "95 %", "longest")
+"""Of the lengths in tokens."""
 
 ORIGINS = (
     ("Versions", "versions"),
@@ -58,7 +61,7 @@ def write(run_dir: Path, out: Path | None = None) -> Path:
 def render(folder: RunFolder) -> str:
     """The page of a run folder as text."""
     verdict = judge_folder(folder)
-    gates = badges.gates(folder)
+    gates = badges.gates(folder.gates, folder.evaluation)
     values = {
         "name": clean(folder.path.resolve().name),
         "stage": clean(folder.run.get("stage", "run")),
@@ -145,20 +148,27 @@ def _origin(folder: RunFolder) -> dict[str, Any]:
     data = folder.part("data")
     return {
         "data": facts(data, ("dropped", "warnings", "tokens")),
-        "lengths": [
-            (clean(part), [f"{n:,}" if isinstance(n, int) else clean(n) for n in mapping(counts).values()])
-            for part, counts in mapping(data.get("tokens")).items()
-        ],
-        "lengths_columns": next(
-            (list(map(clean, mapping(counts))) for counts in mapping(data.get("tokens")).values()), []
-        ),
+        "lengths": lengths(data),
+        "lengths_columns": COLUMNS,
         "lint": lint(data),
-        "settings": settings(folder.part("recipe"), folder.part("provenance")),
+        "settings": sorted(
+            settings(folder.part("recipe"), folder.part("provenance")), key=lambda row: not row.changed
+        ),
         "lineage": ancestry.tree(folder),
         "origins": [(title, facts(folder.part(name))) for title, name in ORIGINS if folder.part(name)],
         "command": command_line(folder.run.get("command")),
         "times": [(k, clean(folder.run[k])) for k in ("started", "finished") if folder.run.get(k)],
     }
+
+
+def lengths(data: Record) -> list[tuple[str, list[str]]]:
+    """Lengths of prompts and answers in tokens, prompts first; a dash where a count is not known."""
+    parts = mapping(data.get("tokens"))
+    return [
+        (clean(part), [readable("", counts[name]) if name in counts else DASH for name in COLUMNS])
+        for part in sorted(parts, key=lambda part: (part != "prompt", part))
+        for counts in (mapping(parts[part]),)
+    ]
 
 
 def lint(data: Record) -> list[tuple[str, str]]:

@@ -84,8 +84,16 @@ def comparison() -> dict[str, Any]:
     return {
         **{"schema": 1, "time": "2026-01-05T12:00:00+00:00", "figures": figures},
         **{"command": ["lite-align", "compare", "runs/a", "runs/b"], "sides": ["runs/a", "runs/b"]},
-        **{"judge": "reward runs/reward-0001", "position_bias": {"first": 0.52, "flipped": 4}},
-        **{"failures": 1, "agreement": {"kappa": 0.61, "count": 40}},
+        **{"judge": "reward runs/reward-0001", "ranking": None, "same": 2, "flagged": 0},
+        "position_bias": {"value": 0.52, "low": 0.43, "high": 0.61, "count": 120},
+        "failures": {"no verdict": 1},
+        "agreement": {
+            "proved": True,
+            "figures": {
+                "kappa": figure(0.61, 0.2, None, unit=""),
+                "kappa/fact": figure(0.5, 0.3, None, unit=""),
+            },
+        },
     }
 
 

@@ -48,7 +48,7 @@ def whole(build: Builder, name: str = "dpo-preferences-0001", **options: Any) ->
             "data": {
                 **{"rows": 640, "dropped": {"LA301": 19}, "kind": "pairs"},
                 "warnings": [{"rule": "LA305", "text": "chosen is longer in 71 % of pairs"}],
-                "tokens": {"prompt": {"median": 9, "95 %": 20, "longest": 1031}},
+                "tokens": {"chosen": {"longest": 7}, "prompt": {"95 %": 20, "longest": 1031, "median": 9}},
             },
         },
         **options,
@@ -139,7 +139,7 @@ def test_data_lint_lengths_and_lineage_are_on_the_page(build: Builder) -> None:
     text = re.sub(r"<[^>]+>", " ", render(read(whole(build))).replace("\u00a0", " "))
     for pattern in (
         r"LA301\s+19 rows left out\s+LA305\s+chosen is longer in 71 % of pairs",
-        r"median\s+95 %\s+longest\s+prompt\s+9\s+20\s+1,031",
+        r"median\s+95 %\s+longest\s+prompt\s+9\s+20\s+1,031\s+chosen\s+–\s+–\s+7",
         r"dpo-preferences-0001\s+dpo\s+this run\s+runs/sft-0001\s+sft\s+adapter 012345670123 · its folder is not",
     ):
         assert re.search(pattern, text), pattern
@@ -290,8 +290,11 @@ def hostile(build: Builder, tmp_path: Path, kind: str) -> Path:
             texts[5]: {texts[6]: texts[7]},
         },
         **{"figures": {t: evaluated.figure(0.5, 0.1, 0.4, unit=t) for t in (*texts, f"win_rate/{texts[0]}")}},
-        **{name: {t: t for t in texts} for name in ("position_bias", "failures", "agreement")},
+        **{"failures": {t: t for t in texts}, "position_bias": {"value": 0.5, "count": 9}},
+        "ranking": {t: evaluated.figure(0.5, 0.1, None, unit=t) for t in texts},
+        "agreement": {"figures": {f"kappa/{t}": evaluated.figure(0.5, 0.1, 0.4, unit=t) for t in texts}},
     }
+    gates = [{"gate": t, "figure": t, "verdict": t, "why": t, "value": t} for t in texts]
     rows = [
         {
             **{"prompt": [{"role": t, "content": t}], "a": t, "b": texts[-n], "category": t, "choice": "a"},
@@ -299,7 +302,8 @@ def hostile(build: Builder, tmp_path: Path, kind: str) -> Path:
         }
         for n, t in enumerate(texts)
     ]
-    return compared.write(evaluated.compared(tmp_path / "compare", record, rows))
+    folder = evaluated.compared(tmp_path / "compare", record, rows)
+    return compared.write(evaluated.put(folder, gates={"gates": gates}))
 
 
 @pytest.mark.parametrize("kind", ["runs", "comparison"])

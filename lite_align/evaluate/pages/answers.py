@@ -57,16 +57,20 @@ class Shown:
 def before_and_after(rows: Sequence[Record]) -> list[Shown]:
     """Rows of answers.jsonl, their differences marked."""
     numbers = group_numbers(rows)
-    found: list[Shown] = []
-    for row in rows:
-        before, after = differences(text_of(row.get("before")), text_of(row.get("after")))
-        sides = [
-            Side("Before", tokens_note(row.get("before_tokens")), before),
-            Side("After", tokens_note(row.get("after_tokens")), after),
-        ]
-        category = category_of(row)
-        found.append(Shown(text_of(row.get("prompt")), category, numbers[category], sides))
-    return found
+    return [
+        Shown(text_of(row.get("prompt")), category_of(row), numbers[category_of(row)], _sides(row))
+        for row in rows
+    ]
+
+
+def _sides(row: Record) -> list[Side]:
+    """Both answers, or the one if nothing has changed."""
+    texts = [text_of(row.get(name)) for name in ("before", "after")]
+    notes = [tokens_note(row.get(f"{name}_tokens")) for name in ("before", "after")]
+    if texts[0] == texts[1]:
+        return [Side("Before and after", notes[1], [Span(texts[1], "")])]
+    before, after = differences(*texts)
+    return [Side("Before", notes[0], before), Side("After", notes[1], after)]
 
 
 def category_of(row: Record) -> str:

@@ -74,11 +74,11 @@ def _proof(name: str, holds: bool, evidence: str) -> Badge:
     return Badge(name, "passed" if holds else "failed", "passed" if holds else "FAILED", evidence)
 
 
-def gates(folder: RunFolder) -> list[Gate]:
-    """The gates of a run, in the order of gates.json; a failed one stands first."""
-    rows = folder.gates.get("gates")
+def gates(record: Record, measured: Record) -> list[Gate]:
+    """The gates of gates.json, those that failed first; `measured` is eval.json or compare.json, for the units."""
+    rows = record.get("gates")
     known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    units = {name: unit_of(row) for name, row in mapping(folder.evaluation.get("figures")).items()}
+    units = {name: unit_of(row) for name, row in mapping(measured.get("figures")).items()}
     found = [_gate(row, units) for row in known]
     return sorted(found, key=lambda gate: ("failed", "open", "passed").index(gate.look))
 

@@ -8,8 +8,8 @@ from lite_align.data.votes import Vote, latest
 from lite_align.errors import UserError
 from lite_align.evaluate import findings
 from lite_align.evaluate.curves import RUNS
-from lite_align.evaluate.folder import json_object, lines
-from lite_align.evaluate.pages import figures, page
+from lite_align.evaluate.folder import Record, json_object, lines
+from lite_align.evaluate.pages import badges, figures, page
 from lite_align.evaluate.pages.answers import Shown, Side, Span, differences, groups
 from lite_align.evaluate.pages.figures import Measured
 from lite_align.evaluate.pages.texts import clean, command_line, facts, mapping
@@ -21,14 +21,13 @@ REMEDY = "lite-align compare wrote it; repeat the comparison."
 OUTCOMES = {"a": "", "b": "", "tie": "a tie", "bad": "both bad", "skip": "skipped"}
 """What is judged, in words; which answer was preferred stands beside it."""
 
-TRUST = (
-    ("position_bias", "Position", "How often the place of an answer decided, not the answer."),
-    ("failures", "Failures", "Judgements that could not be read; they count as ties."),
-    ("agreement", "Agreement with people", "On comparisons that people have judged too."),
-)
-"""Blocks of compare.json that say what the judge is worth: name, title, and how they are read."""
+NOT_MEASURED = "Not measured: how far this judge agrees with people is not known."
 
-KNOWN = ("schema", "time", "command", "sides", "judge", "figures", *(name for name, _, _ in TRUST))
+KNOWN = (
+    *("schema", "time", "command", "sides", "judge", "figures"),
+    *("ranking", "position_bias", "failures", "agreement"),
+)
+"""What the page shows in a place of its own; the rest is shown as it stands."""
 
 
 def is_comparison(folder: Path) -> bool:
@@ -52,24 +51,27 @@ def render(folder: Path) -> str:
     given = record.get("sides")
     sides = [clean(side) for side in given] if isinstance(given, list) else []
     votes = read_votes(folder / VOTES)
+    gates = badges.gates(_if_there(folder / "gates.json"), record)
     shown = [comparison(vote, sides, _numbers(votes)) for vote in votes[:MOST_SHOWN]]
     left_out = len(votes) - len(shown)
     values = {
         "sides": [(number, figures.letter(number), name) for number, name in enumerate(sides, 1)],
         "judge": clean(record.get("judge") or ""),
         "verdict": verdict(known.get("win_rate"), known.get("lc_win_rate"), sides),
-        "top": top(known, votes),
+        "top": top(known, votes, sides),
+        "gates": gates,
+        "gate_badges": badges.gate_badges(gates),
         "evaluation": {
             "title": "Figures",
             "lines": figures.lines(known),
-            "plots": figures.plots(known),
+            "plots": [*ranking(record.get("ranking")), *figures.plots(known)],
             "with_before": any(one.before is not None for one in known.values()),
             "empty": empty,
             "facts": [],
         },
-        "trust": [
-            (title, how, block(record[name])) for name, title, how in TRUST if record.get(name) is not None
-        ],
+        "judge_plots": judge_plots(record),
+        "failures": facts(mapping(record.get("failures"))),
+        "agreement": agreement(record.get("agreement")),
         "rest": facts({key: value for key, value in record.items() if key not in KNOWN}),
         "answers": shown,
         "answers_title": "Comparisons",
@@ -81,6 +83,39 @@ def render(folder: Path) -> str:
         "time": clean(record.get("time") or ""),
     }
     return page.fill("compared.html.j2", values)
+
+
+def _if_there(path: Path) -> Record:
+    return json_object(path, REMEDY) if path.exists() else {}
+
+
+def ranking(block: object) -> list[figures.Plot]:
+    """The strengths of several sides, in the order of the record; none of two."""
+    strengths = [
+        (clean(name), one) for name, row in mapping(block).items() if (one := Measured.read(row)) is not None
+    ]
+    return [figures.plot("strength", strengths)] if strengths else []
+
+
+def judge_plots(record: Record) -> list[figures.Plot]:
+    """What is known of the judge: whether the place of an answer moves it, and how far it agrees with people."""
+    place = Measured.read({**mapping(record.get("position_bias")), "unit": "share"})
+    known, _ = figures.read_figures(mapping(record.get("agreement")).get("figures"))
+    people = [(clean(name.partition("/")[2]) or figures.ALL, known[name]) for name in figures.ordered(known)]
+    named = (("position_bias", [("first", place)] if place else []), ("kappa", people))
+    return [figures.plot(name, rows) for name, rows in named if rows]
+
+
+def agreement(block: object) -> str:
+    """Whether people agree with the judge, in a sentence."""
+    proved = mapping(block).get("proved")
+    if proved is None:
+        return "" if mapping(block) else NOT_MEASURED
+    return (
+        "It agrees with people."
+        if proved is True
+        else "It does not agree with people enough to be used alone."
+    )
 
 
 def read_votes(path: Path) -> list[Vote]:
@@ -104,16 +139,16 @@ def _numbers(votes: Sequence[Vote]) -> dict[str, int]:
 
 
 def verdict(win_rate: Measured | None, controlled: Measured | None, sides: Sequence[str]) -> dict[str, Any]:
-    """A word on the second side against the first, and the sentences that carry it."""
+    """A word on the last side against the first, and the sentences that carry it."""
     if win_rate is None or win_rate.low is None or win_rate.high is None:
         return {"word": "no evidence either way", "sentences": ["No win rate with an interval was measured."]}
     word = figures.direction(
         Measured(win_rate.value - 0.5, win_rate.low - 0.5, win_rate.high - 0.5), better="higher"
     )
-    first, second = (sides[number] if number < len(sides) else "?" for number in (0, 1))
+    first, last = (sides[0], sides[-1]) if len(sides) > 1 else ("the first", "the last")
     told = [
-        f"{second} wins {figures.number(win_rate.value, 'share')} {_ends(win_rate)} of {win_rate.count:,} comparisons "
-        f"with {first}, ties counted half."
+        f"{last} wins {figures.number(win_rate.value, 'share')} {_ends(win_rate)} against {first} on "
+        f"{win_rate.count:,} prompts, ties counted half."
     ]
     if controlled is not None:
         told.append(
@@ -126,7 +161,7 @@ def _ends(measured: Measured) -> str:
     return figures.bounds(Measured(measured.value, measured.low, measured.high, unit="share"))
 
 
-def top(known: Mapping[str, Measured], votes: Sequence[Vote]) -> list[findings.Figure]:
+def top(known: Mapping[str, Measured], votes: Sequence[Vote], sides: Sequence[str]) -> list[findings.Figure]:
     """The numbers at the top: both win rates, and how the judgements fell."""
     found: list[findings.Figure] = []
     for name in ("win_rate", "lc_win_rate"):
@@ -135,16 +170,26 @@ def top(known: Mapping[str, Measured], votes: Sequence[Vote]) -> list[findings.F
         if measured is None:
             found.append(findings.unmeasured(label))
             continue
-        note = f"95 % interval {_ends(measured)}, {measured.count:,} comparisons"
+        note = f"95 % interval {_ends(measured)}, {measured.count:,} prompts"
         found.append(findings.Figure(label, figures.number(measured.value, "share"), note))
+    won = [name for vote in votes if (name := winner(vote, sides)) is not None]
     counts = {choice: sum(vote.choice == choice for vote in votes) for choice in OUTCOMES}
-    told = f"{counts['tie']:,} ties, {counts['bad']:,} with both bad, {counts['skip']:,} skipped"
-    return [*found, findings.Figure("Judgements", f"{len(votes):,}", told)]
+    told = f"won, tied and lost by {sides[-1]}" if len(sides) == 2 else f"of {len(sides):,} sides"
+    value = (
+        f"{won.count(sides[-1]):,} · {counts['tie'] + counts['bad']:,} · {won.count(sides[0]):,}"
+        if len(sides) == 2
+        else f"{len(votes):,}"
+    )
+    note = f"{told}; {counts['bad']:,} with both bad, {counts['skip']:,} skipped"
+    return [*found, findings.Figure("Comparisons", value, note)]
 
 
-def block(value: object) -> list[tuple[str, str]]:
-    """A part of the record as label and value; a plain value has no label of its own."""
-    return facts(mapping(value)) if isinstance(value, Mapping) else [("", clean(value))]
+def winner(vote: Vote, sides: Sequence[str]) -> str | None:
+    """The side that was preferred; None of a tie."""
+    if vote.choice not in ("a", "b") or len(sides) < 2:
+        return None
+    model, place = (vote.comparison.model_a, 1) if vote.choice == "a" else (vote.comparison.model_b, 2)
+    return sides[place_of(model, place, sides) - 1]
 
 
 def results(votes: Sequence[Vote], sides: Sequence[str]) -> list[tuple[int, str]]:

@@ -60,6 +60,17 @@ READINGS: dict[str, Reading] = {
     "distinct_2": Reading(
         "Different word pairs", "Share of word pairs that differ; a fall means answers alike."
     ),
+    "losing_categories": Reading(
+        "Categories lost",
+        "Categories won in less than half, and not by chance even among many; lower is better.",
+    ),
+    "strength": Reading(
+        "Strength", "Bradley–Terry, in log-odds: a side that is 0.7 stronger wins two in three."
+    ),
+    "position_bias": Reading(
+        "Answer shown first chosen", "50 % is a judge that does not care which answer it sees first.", 0.5
+    ),
+    "kappa": Reading("Agreement with people", "Cohen's kappa: 1 is full agreement, 0 is chance.", 0),
     "alpha": Reading("Agreement of annotators", "Krippendorff's alpha: 1 is full agreement, 0 is chance.", 0),
 }
 """In the order of a page; other figures follow by name."""

@@ -34,3 +34,10 @@ def test_answers_are_grouped_by_category_in_the_order_of_names() -> None:
     assert groups(shown) == [(0, ""), (1, "fact"), (2, "unsafe")]
     assert [side.note for side in shown[0].sides] == ["", "1,200 tokens"]
     assert tokens_note(True) == ""
+
+
+def test_answers_that_did_not_change_are_shown_once() -> None:
+    (one,) = before_and_after([{"prompt": "p", "before": "same", "after": "same", "after_tokens": 2}])
+    assert [(side.title, side.note, [span.text for span in side.spans]) for side in one.sides] == [
+        ("Before and after", "2 tokens", ["same"])
+    ]

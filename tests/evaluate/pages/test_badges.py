@@ -41,7 +41,7 @@ def test_gates_have_three_looks_and_anything_unknown_is_no_pass(build: Builder) 
     (folder / "gates.json").write_text(json.dumps({"schema": 1, "gates": rows}))
     evaluation = {"figures": {"win_rate": {"unit": "share"}, "kl": {"unit": "nats"}}}
     (folder / "eval.json").write_text(json.dumps(evaluation))
-    found = gates(read(folder))
+    found = gates(read(folder).gates, read(folder).evaluation)
     assert [(gate.figure, gate.threshold, gate.look, gate.word) for gate in found] == [
         ("kl", "<=20", "failed", "FAILED"),
         ("alpha", ">=0.4", "open", "too little evidence"),

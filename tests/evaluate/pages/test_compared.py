@@ -22,8 +22,9 @@ def test_win_rates_judge_and_comparisons_are_on_the_page(tmp_path: Path) -> None
     page = compared.write(folder).read_text(encoding="utf-8")
     text = text_of(page)
     for part in (
-        *("runs/b wins 64 % [55 %, 73 %] of 60 comparisons with runs/a", "At equal length it would win 57 %"),
-        *("12 3 ties, 3 with both bad, 0 skipped", "flipped 4", "kappa 0.61", "Failures 1"),
+        *("runs/b wins 64 % [55 %, 73 %] against runs/a on 60 prompts", "At equal length it would win 57 %"),
+        *("3 · 6 · 3 won, tied and lost by runs/b; 3 with both bad, 0 skipped", "no verdict 1", "same 2"),
+        *("It agrees with people.", "Answer shown first chosen", "52 % [43 %, 61 %]", "0.61 [0.41, 0.81]"),
         *("judged by reward-0001 · in both orders · 30 % for A", "lite-align compare runs/a runs/b"),
         *("A preferred", "B preferred", "both bad", "Question 11 of a visitor?"),
     ):
@@ -51,6 +52,30 @@ def test_names_decide_the_side_where_the_order_was_drawn() -> None:
     assert [(side.title, side.colour, side.best) for side in shown.sides] == [("C", 3, False), ("A", 1, True)]
     assert shown.outcome.endswith("30 % for C")
     assert compared.results([Vote.read(row)], sides) == [(1, "the second preferred")]
+
+
+def test_a_ranking_is_drawn_and_gates_stand_on_top(tmp_path: Path) -> None:
+    record = evaluated.comparison() | {
+        **{"sides": ["base", "one", "two"], "agreement": None, "failures": {}},
+        "ranking": {
+            "two": {"value": 0.8, "low": 0.4, "high": 1.2},
+            "base": {"value": 0, "low": 0, "high": 0},
+        },
+    }
+    folder = evaluated.put(evaluated.compared(tmp_path / "three", record), gates=evaluated.gates())
+    text = text_of(compared.render(folder))
+    for part in (
+        *("two wins 64 %", "against base", "Strength", "two – 0.8 [0.4, 1.2]", "FAILED kl &lt;=1"),
+        *(compared.NOT_MEASURED, "Every judgement could be read.", "of 3 sides; 3 with both bad"),
+    ):
+        assert part in text, part
+    assert compared.agreement({"proved": False}).startswith("It does not agree")
+
+
+def test_the_winner_is_known_by_name() -> None:
+    row = {**evaluated.judged(1)[0], "model_a": "y", "model_b": "x"}  # b was preferred
+    assert compared.winner(Vote.read(row), ["x", "y"]) == "x"
+    assert compared.winner(Vote.read({**row, "choice": "tie"}), ["x", "y"]) is None
 
 
 def test_many_comparisons_are_cut_off_with_a_word_about_it(tmp_path: Path) -> None:
