@@ -52,6 +52,7 @@ for _verb in (
     evaluate.compare,
     evaluate.promote,
     evaluate.rollback,
+    evaluate.sample,
     inspect.report,
     chat.chat,
     export.export,

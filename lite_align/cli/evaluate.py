@@ -1,4 +1,4 @@
-"""`eval`, `compare` and what follows from them: what a model is worth, and whether it may go on."""
+"""`eval`, `compare`, `promote`, `rollback`, `sample`: what models say to prompts, and what follows from it."""
 
 import shlex
 import sys
@@ -202,3 +202,42 @@ def rollback(
     from lite_align.view import View
 
     promotion.rollback(project, who, why, View())
+
+
+def sample(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, an adapter folder, or base.")],
+    data: Annotated[str, typer.Option("--data", metavar="FILE", help="Prompts.")],
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Answers to each prompt.")] = 4,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="MODEL", help="Its answers too; reference: what the run started from."
+        ),
+    ] = None,
+    reward: Annotated[
+        Path | None, typer.Option("--reward", metavar="RUN", help="Score the answers by a reward run.")
+    ] = None,
+    best: Annotated[
+        int, typer.Option("--best", metavar="N", min=0, help="Keep the N best by that score [default: all].")
+    ] = 0,
+    temperature: Temperature = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", metavar="P", min=0.01, max=1.0, help="From the likeliest tokens only.")
+    ] = 1.0,
+    max_tokens: MaxTokens = 256,
+    seed: Seed = 42,
+    model: options.Model = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Candidates; a file that is there goes on.")
+    ] = Path("candidates.jsonl"),
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Sample several answers to each prompt, for label and judge."""
+    from lite_align.flywheel import sample as sampling
+    from lite_align.stages.speaker import Sampling
+    from lite_align.view import View
+
+    drawn = Sampling(temperature, top_p, max_tokens, seed)
+    wanted = sampling.Options(data, n, drawn, against, reward, best, out, model)
+    sampling.sample(run, wanted, View(quiet))

@@ -15,7 +15,7 @@ from lite_align.model.load import load_model, settle
 from lite_align.model.sampler import Sampled
 from lite_align.recipe import LoraOptions, ModelOptions, PPOOptions
 from lite_align.stages import passes
-from lite_align.stages.rollouts import Asked, Collector
+from lite_align.stages.rollouts import Asked, Collector, seed_of
 from lite_align.stages.session import device
 from lite_align.stages.speaker import Sampling
 from lite_align.train.faults import TokenBudget
@@ -132,12 +132,14 @@ class Bench:
         advance: Callable[[int], None] | None = None,
         *,
         collector: Collector | None = None,
+        seed: object = None,
     ) -> list[Answer]:
         """What a role says, the answers to a prompt side by side; the random numbers are the same for every role.
 
-        `collector` is `greedy` for the likeliest tokens; None samples.
+        `collector` is `greedy` for the likeliest tokens, None samples; `seed` is in place of that of the sampling.
         """
-        drawn = (collector or self.collector).sample(prompts, samples, self.sampling.seed, advance, role=role)
+        number = self.sampling.seed if seed is None else seed_of(seed)
+        drawn = (collector or self.collector).sample(prompts, samples, number, advance, role=role)
         stops = self.renderer.stop_ids
         return [
             Answer(self.collector.text(one.ids), len(one.ids), sum(one.logps), one.ids[-1] in stops, one)

@@ -54,7 +54,7 @@ class RewardJudge:
         found: list[Judgement] = []
         for start in range(0, len(comparisons), TOGETHER):
             some = comparisons[start : start + TOGETHER]
-            scores = self._scores([(one.prompt, text) for one in some for text in (one.a, one.b)])
+            scores = self.scores([(one.prompt, text) for one in some for text in (one.a, one.b)])
             found += [orderless(one, _reply(*scores[2 * n : 2 * n + 2])) for n, one in enumerate(some)]
             advance(len(some))
         return found
@@ -66,7 +66,7 @@ class RewardJudge:
     def close(self) -> None:
         """See `Judge`."""
 
-    def _scores(self, answers: Sequence[tuple[Conversation, str]]) -> list[float | Unusable]:
+    def scores(self, answers: Sequence[tuple[Conversation, str]]) -> list[float | Unusable]:
         """Raw scores; the prompt is computed once for all its answers, and an answer once however often it stands."""
         sequences = dict(zip(answers, self._sequences(answers), strict=True))
         prompts: dict[Ids, list[Ids]] = {}
