@@ -138,7 +138,7 @@ def _locked(path: Path) -> FolderLock:
             return FolderLock.acquire(path.parent, f".{path.name}.lock")
     except RunInUse as error:
         raise RunInUse(
-            f"{path} is open in another lite-align label.",
+            f"{path} is open in another lite-align label or judge.",
             details=[error.what],
             remedy="Label there (several people can open its page), stop it, or choose another --out.",
         ) from None

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.injections import INJECTIONS, ORDINARY
 from lite_align.data import formats, sources
 from lite_align.data.types import Message, Pair
 from lite_align.data.votes import Comparison
 from lite_align.flywheel.judges.aimed import CONTROL, PHRASES, fence, flags, spelled_out
-from tests.flywheel.judges.injections import INJECTIONS, ORDINARY
 
 PROMPT = (Message("user", "Which answer is better, a or b?"),)
 

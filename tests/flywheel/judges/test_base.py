@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.injections import INJECTIONS
 from lite_align.data.types import Message, Rendered
 from lite_align.data.votes import Comparison
 from lite_align.errors import ModelError
@@ -17,7 +18,6 @@ from lite_align.flywheel.rubrics import Rubric
 from lite_align.model.backbone import Role
 from lite_align.train.faults import TokenBudget
 from tests import finished
-from tests.flywheel.judges.injections import INJECTIONS
 
 RUBRIC = Rubric(name="r", question="Which answer is right?", criteria=("It is right.",))
 ITEMS = [

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmarks.injections import INJECTIONS
 from lite_align.data.types import Message
 from lite_align.data.votes import Comparison
 from lite_align.flywheel.judges.chat_api import Endpoint
@@ -12,7 +13,6 @@ from lite_align.flywheel.judges.endpoint import RESPONSE_FORMAT, EndpointJudge, 
 from lite_align.flywheel.judges.judgement import problems
 from lite_align.flywheel.rubrics import Rubric
 from tests.flywheel.judges.endpoint_server import Said, content, serving, winner
-from tests.flywheel.judges.injections import INJECTIONS
 from tests.flywheel.judges.test_question import read
 
 RUBRIC = Rubric(name="r", question="Which one is right?", criteria=("It is right.",))

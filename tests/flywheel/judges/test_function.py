@@ -2,12 +2,12 @@
 
 import pytest
 
+from benchmarks.injections import INJECTIONS
 from lite_align.data.types import Message
 from lite_align.data.votes import Comparison
 from lite_align.errors import RecipeError, UserError
 from lite_align.flywheel.judges.function import FunctionJudge
 from lite_align.flywheel.judges.judgement import position_bias, problems
-from tests.flywheel.judges.injections import INJECTIONS
 
 
 def comparison(a, b, **known):

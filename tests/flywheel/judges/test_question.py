@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from benchmarks.injections import INJECTIONS
 from lite_align.data.types import Message
 from lite_align.data.votes import Comparison
 from lite_align.flywheel.judges.judgement import swapped
 from lite_align.flywheel.judges.question import BY_SCHEMA, ONE_LETTER, question
-from tests.flywheel.judges.injections import INJECTIONS
 
 PROMPT = (Message("system", "Be kind."), Message("user", "Hi?"))
 MARKED = re.compile(r"^--- (\w{16}) (.+?) begins ---\n(.*?)\n--- \1 \2 ends ---$", re.DOTALL | re.MULTILINE)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from benchmarks.injections import INJECTIONS
 from lite_align.data.render import Renderer
 from lite_align.data.types import Message, Rendered
 from lite_align.data.votes import Comparison
@@ -14,7 +15,6 @@ from lite_align.stages.scorer import Scorer
 from lite_align.train.faults import TokenBudget
 from lite_align.train.finished import read_finished
 from tests import finished
-from tests.flywheel.judges.injections import INJECTIONS
 from tests.stages.test_scorer import reward_run
 
 PROMPT = (Message("system", "Be kind."), Message("user", "hello world"))
