@@ -121,6 +121,7 @@ def test_evaluation_and_gates_are_on_the_page(build: Builder) -> None:
     top = text[text.index("Skip to") :][:1500]
     for part in (
         *("KL to the reference", "1.9 nats", "[1.5, 2.3], 60 rows"),
+        *("Not through its gates: kl &lt;=1. Held-out accuracy",),
         *("FAILED kl &lt;=1 · 1.9 nats [1.5, 2.3]", "too little evidence alpha &gt;=0.4"),
         *("passed refusal/unsafe &gt;=0.8 · 95 % [86 %, 98 %]",),
     ):

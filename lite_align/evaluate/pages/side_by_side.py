@@ -23,6 +23,9 @@ LONGEST_NAME = 150  # of a file, of the 255 bytes that file systems allow
 COMPARED = ("recipe", "data", "model", "hashes", "versions", "hardware")
 """Blocks of run.json of which differences are shown."""
 
+FOLLOWS = ("data.tokens.", "data.warnings", "hashes.data", "hashes.tokens")
+"""What differs because something else does that is shown."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -64,12 +67,14 @@ def file_name(of_runs: Sequence[str]) -> str:
 
 def names(folders: Sequence[RunFolder]) -> list[str]:
     """What the runs are called: their folders, with as much of the path as tells them apart."""
-    paths = [folder.path.resolve() for folder in folders]
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
-        found = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(found)) == len(found):
-            return [clean(name) for name in found]
-    return [clean(str(path)) for path in paths]
+    parts = [folder.path.resolve().parts for folder in folders]
+
+    def shortest(own: tuple[str, ...]) -> str:
+        lengths = range(1, len(own) + 1)
+        alone = (n for n in lengths if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        return "/".join(own[-next(alone, len(own)) :])
+
+    return [clean(shortest(own)) for own in parts]
 
 
 def render(folders: Sequence[RunFolder]) -> str:
@@ -206,9 +211,9 @@ def answers(folders: Sequence[RunFolder]) -> tuple[list[Shown], str]:
         for (prompt, rows), category in zip(kept, named, strict=True)
     ]
     alone, more = len(by_prompt) - len(shared), len(shared) - len(kept)
-    parts = ([f"{alone:,} prompts were answered by one run alone"] if alone else []) + (
-        [f"{more:,} more are in the runs' answers.jsonl"] if more else []
-    )
+    parts = (
+        [f"{alone:,} prompts were answered by one run alone, and are in its own report"] if alone else []
+    ) + ([f"{more:,} more are in the runs' answers.jsonl"] if more else [])
     return shown, " · ".join(parts)
 
 
@@ -237,8 +242,8 @@ def differing(folders: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
     for block in COMPARED:
         own: list[dict[str, Any]] = [dict(flat(folder.part(block))) for folder in folders]
         for key in dict.fromkeys(key for values in own for key in values):
+            name = key if block == "recipe" else f"{block}.{key}"
             shown = [readable(key, values[key]) if key in values else DASH for values in own]
-            if len(set(shown)) > 1:
-                name = clean(key if block == "recipe" else f"{block}.{key}")
-                found.append((name, shown))
+            if len(set(shown)) > 1 and not name.startswith(FOLLOWS):
+                found.append((clean(name), shown))
     return found
