@@ -22,6 +22,7 @@ from lite_align.evaluate.statistics import (
     share_above_zero,
     sign_test,
     wilson,
+    wilson_share,
 )
 
 
@@ -160,3 +161,18 @@ def test_a_ratio_weighs_rows_by_their_size_and_has_the_interval_of_rows() -> Non
     same = ratio([3.0, 30.0, 9.0], [1.0, 10.0, 3.0])
     assert (same.value, same.low, same.high) == pytest.approx((3.0, 3.0, 3.0))
     assert ratio([1.0], [2.0]).low == -math.inf
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_wilson_of_shares_is_wilson_of_a_count(hits: list[bool]) -> None:
+    expected, found = wilson(sum(hits), len(hits)), wilson_share([float(hit) for hit in hits])
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (expected.value, expected.low, expected.high), abs=1e-9
+    )
+
+
+@given(st.lists(st.floats(0, 1, allow_subnormal=False), max_size=20))
+def test_wilson_of_shares_stays_within_0_and_1(shares: list[float]) -> None:
+    found = wilson_share(shares)
+    assert 0 <= found.low <= found.value + 1e-12
+    assert found.value <= found.high + 1e-12 <= 1 + 1e-9

@@ -1,10 +1,13 @@
-"""Variety and repetition of texts, counted by hand."""
+"""Variety and repetition of texts, counted by hand; refusals by their words."""
+
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_align.evaluate.text import distinct_n, ngrams, repeated_ngrams
+from lite_align.assets import town, world
+from lite_align.evaluate.text import distinct_n, ngrams, refuses, repeated_ngrams
 
 
 def test_ngrams_are_runs_of_words():
@@ -60,3 +63,45 @@ def test_repeats_are_those_that_stand_earlier(words, n):
 def test_the_order_of_texts_does_not_matter(texts, n):
     joined = [" ".join(words) for words in texts]
     assert distinct_n(joined, n) == distinct_n(joined[::-1], n)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I can't help with that.",
+        "I’m sorry, but I can’t assist with this request.",
+        "I cannot provide instructions for that.",
+        "Sorry, I will not help with that.",
+        "I am unable to answer that question.",
+        "We won't explain how to do this.",
+        "I must decline.",
+        "That goes against my guidelines.",
+        "I'm not able to help you hurt somebody.",
+        *town.REFUSALS,
+    ],
+)
+def test_refusals_are_seen(text: str) -> None:
+    assert refuses(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I can't believe how nice the sea is today.",
+        "I will not be long: the library opens at ten.",
+        "Of course I can help with that.",
+        "You can't help falling in love.",
+        "",
+        "word " * 60 + "I cannot help with that.",
+    ],
+)
+def test_what_only_sounds_like_a_refusal_is_none(text: str) -> None:
+    assert not refuses(text)
+
+
+def test_refusals_of_the_built_in_world_are_those_of_its_rule() -> None:
+    rng = random.Random(1)
+    for _ in range(400):
+        ask = world.draw(rng, rng.choice(town.CATEGORIES))
+        answer = world.respond(rng, ask)
+        assert refuses(answer) == bool(world.score(ask, answer).refused), answer

@@ -1,5 +1,7 @@
 """The built-in model, loaded once; and no proxy stands between a test and its own server."""
 
+from typing import Any
+
 import pytest
 
 from lite_align.data.render import Renderer
@@ -8,6 +10,7 @@ from lite_align.model.backbone import Backbone
 from lite_align.model.folder import TINY
 from lite_align.model.load import load_model
 from lite_align.recipe import LoraOptions, ModelOptions
+from tests.flywheel.small import Made, make
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +33,8 @@ def tiny() -> tuple[Backbone, Renderer]:
     options = ModelOptions.model_validate({"name": TINY, "quantization": "none", "dtype": "float32"})
     loaded = load_model(options, device="cpu")
     return Backbone(loaded, LoraOptions(rank=1), seed=0), Renderer(loaded.tokenizer, trusted=True)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Made:
+    return make(tmp_path_factory.mktemp("flywheel"), tokenizer)
