@@ -142,7 +142,14 @@ class Bench:
         drawn = (collector or self.collector).sample(prompts, samples, number, advance, role=role)
         stops = self.renderer.stop_ids
         return [
-            Answer(self.collector.text(one.ids), len(one.ids), sum(one.logps), one.ids[-1] in stops, one)
+            # Our files of rows hold no NUL, which a model can say.
+            Answer(
+                self.collector.text(one.ids).replace("\0", "\ufffd"),
+                len(one.ids),
+                sum(one.logps),
+                one.ids[-1] in stops,
+                one,
+            )
             for one in drawn
         ]
 

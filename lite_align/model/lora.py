@@ -142,7 +142,9 @@ def detach(model: nn.Module, adapter: str) -> None:
     """Take an adapter out of all layers; the layers stay, and other adapters with them."""
     for layer in layers(model):
         for part in (*layer.adapter_layer_names, *layer.other_param_names):
-            getattr(layer, part).pop(adapter, None)
+            known = getattr(layer, part)
+            if adapter in known:
+                del known[adapter]
     getattr(model, "peft_config", {}).pop(adapter, None)
 
 

@@ -242,3 +242,22 @@ def test_fused_projections_get_their_own_names():
     assert lora.find_targets(model, LoraOptions(targets="auto")) == sorted(fused)
     with pytest.raises(ModelError, match="none of the default layers"):
         lora.find_targets(model, LoraOptions(), ("Wqkv",))
+
+
+def test_an_adapter_that_is_taken_away_leaves_the_others_and_makes_room(tiny_llama: Path):
+    model = base(tiny_llama)
+    adapted(model, adapter="policy")
+    adapted(model, adapter="reward", seed=3)
+
+    def as_reward() -> torch.Tensor:
+        for layer in lora.layers(model):
+            layer._active_adapter = ["reward"]
+        return model(input_ids=IDS).logits
+
+    before = as_reward()
+    lora.detach(model, "policy")
+    assert lora.parameters(model, "policy") == []
+    assert torch.equal(as_reward(), before)
+    adapted(model, LoraOptions(rank=2, alpha=2.0), adapter="policy", seed=9)
+    assert {len(p) for name, p in lora.parameters(model, "policy") if "lora_A" in name} == {2}
+    assert torch.equal(as_reward(), before)

@@ -1,5 +1,6 @@
 """Packs that run out of memory, and trees whose prompts are not shared."""
 
+from contextlib import nullcontext
 from itertools import chain
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from lite_align.data import forest
 from lite_align.data.types import Leaf, Tree
 from lite_align.errors import TooLittleMemory
-from lite_align.stages.passes import batches, in_packs, laid_out
+from lite_align.model.backbone import Role
+from lite_align.stages.passes import batches, in_packs, laid_out, leaf_logps
 from lite_align.train.faults import TokenBudget
 
 # Ten tokens each: a root of 4 and leaves of 3.
@@ -78,3 +80,25 @@ def test_prompts_are_shared_or_not():
         (0, 7, 0),
         (7, 14, 0),
     ]
+
+
+def test_log_probs_come_in_the_order_of_the_trees_though_memory_runs_out(monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for the model: the log-prob of a leaf is the number of its tree and of the leaf."""
+
+    class Stub:
+        device = torch.device("cpu")
+
+        def role(self, role: Role) -> nullcontext[None]:
+            assert role is Role.POLICY
+            return nullcontext()
+
+        def leaf_logps(self, batch: forest.Batch) -> torch.Tensor:
+            if len(batch.keys) > 2:
+                raise torch.OutOfMemoryError("out of memory")
+            assert not torch.is_grad_enabled()
+            return torch.tensor([[10.0 * key, 10.0 * key + 1] for key in batch.keys]).flatten()
+
+    told: list[int] = []
+    found = leaf_logps(Stub(), Role.POLICY, TREES, TokenBudget(60), where="here", advance=told.append)  # type: ignore[arg-type]
+    assert found == [[10.0 * key, 10.0 * key + 1] for key in range(7)]
+    assert sum(told) == 7

@@ -302,3 +302,15 @@ def test_seeds_depend_on_every_part():
     assert len(seeds) == 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(1, "round", 0) == seed_of(1, "round", 0)
+
+
+def test_answers_without_any_reward_are_measured_all_the_same(model: Backbone):
+    """An evaluation has no reward: this stopped with an error once."""
+    collector = small_ppo.collector(model, small_ppo.recipe())
+    collector.model_reward, collector.text_rewards = None, []
+    asked = small_ppo.asked(model, 2)
+    drawn = collector.sample(asked, 2, seed=5, role=Role.REFERENCE)
+    rollout = collector.score(asked, drawn, 2)
+    assert rollout.scores == (None,) * 4
+    gaps = torch.tensor([logp for one in drawn for logp in one.logps]) - rollout.reference_logps
+    assert gaps.abs().max() < 1e-4  # they are the reference's answers

@@ -7,7 +7,8 @@ import torch
 
 from lite_align.errors import UserError
 from lite_align.model.backbone import Role
-from lite_align.train.finished import read_finished, require_policy
+from lite_align.recipe import LoraOptions
+from lite_align.train.finished import attach, read_finished, require_policy
 from tests import finished
 
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60]])
@@ -70,3 +71,25 @@ def test_a_run_that_went_on_has_three_different_roles(tmp_path, tiny_llama):
         min((a - b).abs().max() for a, b in ((seen[0], seen[1]), (seen[1], seen[2]), (seen[0], seen[2])))
         > 0.1
     )
+
+
+def test_a_role_takes_an_adapter_of_another_shape(tmp_path, tiny_llama):
+    """What follows is what a fresh backbone with that adapter alone would say; other roles stay as they were."""
+    first = read_finished(finished.run(tmp_path / "first", tiny_llama, reference=True))
+    shape = LoraOptions(rank=2, alpha=6.0, targets=("q_proj", "v_proj"))
+    second = read_finished(finished.run(tmp_path / "second", tiny_llama, lora=shape, size=0.3))
+    backbone, alone = first.backbone("cpu"), second.backbone("cpu")
+    with backbone.role(Role.REFERENCE):
+        reference = logits(backbone.model)
+    attach(backbone, Role.POLICY, second.adapter(Role.POLICY))
+    assert backbone.shape(Role.POLICY) == (2, 3.0, frozenset(("q_proj", "v_proj")))
+    with backbone.role(Role.POLICY), alone.role(Role.POLICY):
+        assert torch.equal(logits(backbone.model), logits(alone.model))
+    with backbone.role(Role.REFERENCE):
+        assert torch.equal(logits(backbone.model), reference)
+    attach(backbone, Role.POLICY, first.adapter(Role.POLICY))
+    with backbone.role(Role.POLICY), first.backbone("cpu").role(Role.POLICY):
+        again = logits(backbone.model)
+    fresh = first.backbone("cpu")
+    with fresh.role(Role.POLICY):
+        assert torch.equal(again, logits(fresh.model))
