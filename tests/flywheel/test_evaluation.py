@@ -29,11 +29,12 @@ def test_held_out_pairs_against_an_oracle(made: Made, tmp_path: Path, tokenizer:
     assert code == 0
     run = read_finished(made.first)
     backbone = run.backbone("cpu")
-    _, examples = questions.held_out(run, Renderer(tokenizer))
+    renderer = Renderer(tokenizer)
+    examples = questions.held_out(run, renderer).examples
 
     def logp(role: Role, prompt: Any, answer: Any) -> tuple[float, int]:
         """Of one answer, by a plain forward pass over its own row."""
-        rendered = Renderer(tokenizer).conversation(prompt, answer)
+        rendered = renderer.conversation(prompt, answer)
         ids = torch.tensor([rendered.ids])
         with torch.no_grad(), backbone.role(role):
             logits = backbone.model(input_ids=ids).logits[0, :-1].log_softmax(-1)

@@ -62,8 +62,9 @@ def test_expectations(made: Made) -> None:
 
 def test_held_out_rows_are_those_that_the_run_held_out(made: Made, tokenizer: Any) -> None:
     run = read_finished(made.first)
-    kind, found = questions.held_out(run, Renderer(tokenizer))
-    assert kind.noun == "pairs"
+    rows = questions.held_out(run, Renderer(tokenizer))
+    found = rows.examples
+    assert rows.noun == "pairs"
     assert len(found) == 20  # half of forty
     assert {row.category for row, _ in found} == {"a", "b"}
 
@@ -90,8 +91,8 @@ def test_a_prompt_without_room_is_an_error_and_not_left_out(made: Made, tokenize
 
 def test_rows_of_a_file(made: Made, tokenizer: Any, tmp_path: Path) -> None:
     renderer = Renderer(tokenizer)
-    assert len(questions.rows_of(str(made.pairs), 256, renderer)[1]) == 40
+    assert len(questions.rows_of(str(made.pairs), 256, renderer).examples) == 40
     chats = lines(tmp_path / "chats.jsonl", [{"messages": CHAT}])
-    assert questions.rows_of(str(chats), 256, renderer)[0].noun != "pairs"
-    assert questions.rows_of(str(made.prompts), 256, renderer)[1] == []
+    assert questions.rows_of(str(chats), 256, renderer).noun != "pairs"
+    assert questions.rows_of(str(made.prompts), 256, renderer).examples == ()
     assert json.loads(made.prompts.read_text().splitlines()[0])["prompt"] == "hello world"
