@@ -96,3 +96,24 @@ def test_rows_of_a_file(made: Made, tokenizer: Any, tmp_path: Path) -> None:
     assert questions.rows_of(str(chats), 256, renderer).noun != "pairs"
     assert questions.rows_of(str(made.prompts), 256, renderer).examples == ()
     assert json.loads(made.prompts.read_text().splitlines()[0])["prompt"] == "hello world"
+
+
+def test_a_mark_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
+    rows = [{"prompt": "hello", "expect": "answer"}, {"prompt": "good day", "expect": "maybe"}]
+    path = lines(tmp_path / "rows.jsonl", rows)
+    assert (
+        len(questions.read(str(path)).prompts) == 2
+    )  # the column is somebody's own, where nothing is marked
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: .*maybe"):
+        questions.read(str(path), marked=True)
+
+
+def test_rows_that_cannot_be_measured_are_counted(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hello", "chosen": "yes", "rejected": "no"},
+        {"prompt": "hello", "chosen": "yes " * 600, "rejected": "no"},
+        {"prompt": "fox", "chosen": "same", "rejected": "same"},
+    ]
+    found = questions.rows_of(str(lines(tmp_path / "rows.jsonl", rows)), 512, Renderer(tokenizer))
+    assert len(found.examples) == 1
+    assert found.dropped == {"LA208": 1, "LA301": 1}
