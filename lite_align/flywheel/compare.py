@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lite_align.data.votes import Comparison, Vote
+from lite_align.data.votes import Comparison, Vote, played
 from lite_align.errors import UserError
 from lite_align.evaluate import gates, winrate
 from lite_align.evaluate.figures import Figure, Figures
@@ -96,7 +96,7 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
     require_unused(out)
     people = None if options.humans is None else items.read(options.humans).votes
     if options.votes is not None:
-        judged = Judged(items.read(options.votes).votes, (), f"votes of {options.votes}", ())
+        judged = Judged(played(items.read(options.votes).votes), (), f"votes of {options.votes}", ())
     else:
         found = _answered(names, options, view)
         if options.judge is None:

@@ -55,7 +55,7 @@ def test_changes_are_paired() -> None:
     found = measure([reply([YES], [YES], n=1, kl=1.0), reply([YES], [YES], n=2, kl=3.0)])["kl"]
     half = 12.706204736  # t at 0.975 with 1 degree of freedom, times s / sqrt(2) = 1
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
-    assert (found.before, found.change, found.unit) == (None, None, "nats an answer")
+    assert (found.before, found.change, found.unit) == (None, None, "nats")
 
 
 def test_the_kl_of_a_prompt_is_the_mean_of_its_answers() -> None:
