@@ -110,7 +110,9 @@ def test_conversations_of_several_turns_against_an_oracle(made: Made, tmp_path: 
         expected = -sum(value for value, _ in answers) / sum(count for _, count in answers)
         assert record["figures"]["loss"][name] == pytest.approx(expected, abs=1e-4)
     assert "margin" not in record["figures"]
-    assert [turn["content"] for turn in rows[0]["prompt"]] == [WORDS[0]]  # what stands before the first answer
+    assert [turn["content"] for turn in rows[0]["prompt"]] == [
+        WORDS[0]
+    ]  # what stands before the first answer
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
