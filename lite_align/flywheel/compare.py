@@ -96,7 +96,7 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
     require_unused(out)
     people = None if options.humans is None else items.read(options.humans).votes
     if options.votes is not None:
-        judged = Judged(played(items.read(options.votes).votes), (), f"votes of {options.votes}", ())
+        judged = _counted(options.votes, people)
     else:
         found = _answered(names, options, view)
         if options.judge is None:
@@ -120,6 +120,17 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
     view.section("next", f"lite-align report {out}")
     view.json_record(record)
     return gating.settle(wanted, figures, out, view) if wanted else 0
+
+
+def _counted(votes: str, people: Sequence[Vote] | None) -> Judged:
+    """The votes of a file; measured on people's they must be of one judge."""
+    found = played(items.read(votes).votes)
+    if people is not None and len({vote.annotator for vote in found}) > 1:
+        raise UserError(
+            f"{votes} holds votes of several annotators; --humans measures one judge.",
+            remedy="Leave --humans out; lite-align agreement compares annotators.",
+        )
+    return Judged(found, (), f"votes of {votes}", ())
 
 
 def _folder(names: Sequence[str]) -> Path:

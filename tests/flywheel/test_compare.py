@@ -138,17 +138,23 @@ def test_two_runs_by_a_function(made: Made, tmp_path: Path) -> None:
     assert record["ranking"] is None
 
 
-def test_three_sides_are_ranked_and_every_two_compared(made: Made, tmp_path: Path) -> None:
-    arguments = ("base", made.first, made.second, "--data", made.prompts, "--by", f"{made.judge}:longer")
-    _, record, votes = compared(tmp_path / "three", *arguments)
-    pairs = {(vote.comparison.model_a, vote.comparison.model_b) for vote in votes}
-    assert pairs == {
-        ("base", str(made.first)),
-        ("base", str(made.second)),
-        (str(made.first), str(made.second)),
-    }
-    assert set(record["ranking"]) == {"base", str(made.first), str(made.second)}
+def test_three_sides_are_ranked_and_their_votes_counted_again_without_a_model(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("base", str(made.first), str(made.second))
+    flags = ("--data", made.prompts, "--samples", 2, "--by", f"{made.judge}:longer")
+    _, record, votes = compared(tmp_path / "three", *names, *flags)
+    pairs = [(vote.comparison.model_a, vote.comparison.model_b) for vote in votes]
+    assert {pair: pairs.count(pair) for pair in pairs} == dict.fromkeys(itertools.combinations(names, 2), 10)
+    assert set(record["ranking"]) == set(names)
     assert cli.run(["report", str(tmp_path / "three")]) == 0
+    monkeypatch.setattr(benches, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sides, "find", lambda name: pytest.fail("a side was looked for"))
+    again_by = tmp_path / "three" / "comparisons.jsonl"
+    _, again, _ = compared(tmp_path / "again", *names, "--votes", again_by)
+    same = ("figures", "ranking", "same")
+    assert [again[name] for name in same] == [record[name] for name in same]
+    assert again["judge"] == f"votes of {again_by}"
 
 
 def test_equal_adapters_tie_on_every_prompt_and_nobody_is_asked(made: Made, tmp_path: Path) -> None:
@@ -202,22 +208,6 @@ def test_the_order_of_the_sides_turns_the_win_rate_round(made: Made, tmp_path: P
     assert rates[0]["low"] + rates[1]["high"] == pytest.approx(1)
 
 
-def test_its_own_votes_are_counted_to_the_same_figures(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ("base", made.first, made.second)
-    flags = ("--data", made.prompts, "--samples", 2, "--by", f"{made.judge}:longer")
-    _, record, _ = compared(tmp_path / "one", *names, *flags)
-    monkeypatch.setattr(benches, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(sides, "find", lambda name: pytest.fail("a side was looked for"))
-    votes = tmp_path / "one" / "comparisons.jsonl"
-    _, again, _ = compared(tmp_path / "again", *names, "--votes", votes)
-    assert {name: again[name] for name in ("figures", "ranking", "same")} == {
-        name: record[name] for name in ("figures", "ranking", "same")
-    }
-    assert again["judge"] == f"votes of {votes}"
-
-
 def test_votes_that_were_corrected_or_taken_back_do_not_count(made: Made, tmp_path: Path) -> None:
     rows = [
         Vote(comparison=comparison(n), choice=choice, annotator="ann").record()
@@ -228,6 +218,18 @@ def test_votes_that_were_corrected_or_taken_back_do_not_count(made: Made, tmp_pa
     assert [vote.choice for vote in kept] == ["b", "b"]
     assert record["figures"]["win_rate"]["value"] == 1.0
     assert record["figures"]["win_rate"]["count"] == 2
+
+
+def test_votes_of_several_are_no_judge_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Vote(comparison=comparison(n), choice="a", annotator=who).record()
+        for n in range(2)
+        for who in ("ann", "ben")
+    ]
+    votes = str(lines(tmp_path / "votes.jsonl", rows))
+    arguments = ["old", "new", "--votes", votes, "--humans", votes, "--out", str(tmp_path / "out")]
+    assert cli.run(["compare", *arguments]) == 2
+    assert "measures one judge" in " ".join(capsys.readouterr().err.split())
 
 
 def test_votes_of_people_are_read_before_anything_is_loaded_and_measure_the_judge(
