@@ -40,7 +40,7 @@ def make(folder: Path, tokenizer: Any) -> Made:
             {
                 "prompt": f"{words} {n}",
                 "chosen": f"yes {words}",
-                "rejected": f"no {n} no",
+                "rejected": f"{('no', 'yes')[n % 2]} {n} no",  # half of them begin as the chosen one
                 "category": "ab"[n % 2],
             }
             for n in range(8)
