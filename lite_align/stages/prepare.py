@@ -160,9 +160,7 @@ def require_trainable(recipe: Any, parent: lineage.Parent | None) -> None:
         lineage.require_fit(parent, skeleton, targets)
 
 
-def separate(
-    kind: rows.Kind[RowT], recipe: Any, renderer: Renderer
-) -> tuple[list[tuple[RowT, Tree]], str]:
+def separate(kind: rows.Kind[RowT], recipe: Any, renderer: Renderer) -> tuple[list[tuple[RowT, Tree]], str]:
     """Held-out rows from a file of their own, with the same checks as the training rows, and its sha256."""
     path = recipe.data.held_out_path
     read = rows.read(kind, recipe.data, path)

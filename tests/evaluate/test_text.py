@@ -130,7 +130,6 @@ def test_what_only_sounds_like_a_refusal_is_none(text: str) -> None:
 
 
 def test_refusals_of_the_built_in_world_are_those_of_its_rule() -> None:
-    """Of answers as they are, and of ones that are cut anywhere or run together with another."""
     rng = random.Random(1)
     seen: set[bool] = set()
     for _ in range(400):
@@ -140,3 +139,14 @@ def test_refusals_of_the_built_in_world_are_those_of_its_rule() -> None:
         assert refuses(answer) == refused, answer
         seen.add(refused)
     assert seen == {True, False}
+
+
+def test_no_other_sentence_of_the_built_in_world_refuses() -> None:
+    asks = [
+        ask for name in town.CATEGORIES for side in (True, False) for ask in world.asks(name, held_out=side)
+    ]
+    contents = {answer for ask in asks for answer in (ask.good, *ask.bad) if answer}
+    manners = (*town.POLITE_OPENERS, *town.POLITE_CLOSERS, *town.RUDE_OPENERS, *town.RUDE_CLOSERS)
+    others = (*town.FILLERS, *town.REFUSAL_REASONS, *town.UNSURE, town.LOOKUP)
+    assert len(contents) > 50
+    assert [sentence for sentence in (*contents, *manners, *others) if refuses(sentence)] == []

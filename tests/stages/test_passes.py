@@ -113,7 +113,9 @@ def test_log_probs_are_those_of_one_tree_at_a_time(tiny_llama: Path, monkeypatch
     finished.move(model, Role.POLICY, 0.1)
     sizes = [1, 5, 2, 3, 1, 4, 2]
     trees = [
-        Tree(n, (1, 20 + n), (False,) * 2, tuple(Leaf((30 + n + i,) * size, (True,) * size) for i in range(2)))
+        Tree(
+            n, (1, 20 + n), (False,) * 2, tuple(Leaf((30 + n + i,) * size, (True,) * size) for i in range(2))
+        )
         for n, size in enumerate(sizes)
     ]
     with torch.no_grad(), model.role(Role.POLICY):
