@@ -116,6 +116,7 @@ def test_refusals_are_seen(text: str) -> None:
         "I don't share that view, but here is the plan.",
         "I cannot explain how happy I am for you.",
         "I will answer that gladly.",
+        "I help people with such things.",
         "He said he will not help you; I will.",
         "Sorry to hear that! Here is what helps.",
         "I am not sure, but I can help you look.",

@@ -115,7 +115,10 @@ def test_a_reward_of_another_shape_comes_with_its_head(tmp_path, tiny_llama):
         alone = Backbone(model, shape, seed=0, role=Role.REWARD)
         finished.move(alone, Role.REWARD, 0.2, seed=number)
         alone.save_adapter(Role.REWARD, tmp_path / str(number))
+        before = dict(backbone.parameters(Role.REWARD)) if number else {}
         attach(backbone, Role.REWARD, tmp_path / str(number))
+        kept = [before.get(name) is one for name, one in backbone.parameters(Role.REWARD)]
+        assert all(kept) if number == 2 else not any(kept)  # the same shape is filled in place
         assert torch.equal(scores(backbone), scores(alone))
         assert backbone.adapter_sha256(Role.REWARD) == alone.adapter_sha256(Role.REWARD)
         assert not any(parameter.requires_grad for _, parameter in backbone.parameters(Role.REWARD))
