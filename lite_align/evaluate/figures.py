@@ -122,17 +122,19 @@ def measure(
     *,
     unit: str = "",
     better: Better = "",
+    counted: bool = False,
 ) -> Figures:
     """A column as figures of every group that has a value in it.
 
-    Shares get Wilson's interval, other units the t interval. A change is that of the prompts which have both.
+    What is `counted`, yes or no an answer, gets Wilson's interval, anything else the t interval. A change is that of
+    the prompts which have both.
     """
     found: Figures = {}
     for group, rows in places.items():
         values = [value for row in rows if (value := after[row]) is not None]
         if not values:
             continue
-        interval = wilson_share(values) if unit == "share" else mean(values)
+        interval = wilson_share(values) if counted else mean(values)
         pairs = _pairs(rows, before, after)
         was = sum(b for b, _ in pairs) / len(pairs) if pairs else None
         change = mean([a - b for b, a in pairs]) if pairs else None

@@ -228,9 +228,7 @@ def judge_all(comparisons: Sequence[Comparison], judge: Judge, view: View) -> Ju
 
 
 def _tie(comparison: Comparison, judge: Judge) -> Vote:
-    return Vote(
-        comparison=comparison, choice="tie", annotator=judge.name, kind=judge.kind, first="both", note=SAME
-    )
+    return Vote(comparison=comparison, choice="tie", annotator=judge.name, kind=judge.kind, note=SAME)
 
 
 def figures_of(votes: Sequence[Vote], name: str) -> Figures:

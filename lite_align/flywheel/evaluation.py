@@ -145,7 +145,7 @@ def _measured_rows(examples: Sequence[tuple[Any, Tree]], bench: Bench, beta: flo
     def loss(logps: Sequence[Sequence[float]]) -> list[float]:
         return [-one[0] / max(1, size) for one, size in zip(logps, sizes, strict=True)]
 
-    found = figures.measure("loss", places, loss(after), loss(before), unit="nats a token", better="lower")
+    found = figures.measure("loss", places, loss(after), loss(before), unit="nats", better="lower")
     if not all(isinstance(row, Pair) for row, _ in kept):
         return found
     gaps = [[chosen - rejected for chosen, rejected in logps] for logps in (before, after)]
@@ -153,10 +153,10 @@ def _measured_rows(examples: Sequence[tuple[Any, Tree]], bench: Bench, beta: flo
     ranked = [[0.5 * (1 + (gap > 0) - (gap < 0)) for gap in side] for side in (*gaps, margins)]
     found |= figures.measure("margin", places, margins, [0.0] * len(margins), better="higher")
     found |= figures.measure(
-        "accuracy", places, ranked[2], [0.5] * len(margins), unit="share", better="higher"
+        "accuracy", places, ranked[2], [0.5] * len(margins), unit="share", counted=True, better="higher"
     )
     return found | figures.measure(
-        "prefers_chosen", places, ranked[1], ranked[0], unit="share", better="higher"
+        "prefers_chosen", places, ranked[1], ranked[0], unit="share", counted=True, better="higher"
     )
 
 

@@ -66,19 +66,35 @@ def measure(replies: Sequence[Reply]) -> Figures:
     asked = [reply.asked for reply in replies]
     places = figures.groups([one.row.category for one in asked], [len(one.ids) for one in asked])
     kl = [fmean(reply.kl) for reply in replies]
-    found = figures.measure("kl", places, kl, unit="nats an answer", better="lower")
-    for name, (of, unit, better) in COLUMNS.items():
-        found |= figures.measure(name, places, *columns(replies, of), unit=unit, better=better)
+    found = figures.measure("kl", places, kl, unit="nats", better="lower")
+    for name, column in COLUMNS.items():
+        found |= column.measure(name, places, replies)
     return found | expected(replies) | variety(replies) | rule_scores(replies, places)
 
 
-COLUMNS: dict[str, tuple[Callable[[Answer], float], str, figures.Better]] = {
-    "tokens": (lambda answer: answer.tokens, "tokens", ""),
-    "stop_rate": (lambda answer: float(answer.stopped), "share", "higher"),
-    "repetition": (lambda answer: repeated_ngrams(answer.text, 3), "of word triples", "lower"),
-    "refusal": (lambda answer: float(refuses(answer.text)), "share", ""),
+@dataclass(frozen=True)
+class Column:
+    """What is measured of every answer alone; `counted` says that it is yes (1) or no (0)."""
+
+    of: Callable[[Answer], float]
+    unit: str = "share"
+    better: figures.Better = ""
+    counted: bool = False
+
+    def measure(self, name: str, places: Mapping[str, Sequence[int]], replies: Sequence[Reply]) -> Figures:
+        """Its figures, before and after."""
+        after, before = columns(replies, self.of)
+        known = {"unit": self.unit, "better": self.better, "counted": self.counted}
+        return figures.measure(name, places, after, before, **known)
+
+
+COLUMNS = {
+    "tokens": Column(lambda answer: answer.tokens, "tokens"),
+    "stop_rate": Column(lambda answer: float(answer.stopped), better="higher", counted=True),
+    "repetition": Column(lambda answer: repeated_ngrams(answer.text, 3), better="lower"),
+    "refusal": Column(lambda answer: float(refuses(answer.text)), counted=True),
 }
-"""What is measured of every answer alone: how, in what unit, and which way is better."""
+"""By the name of the figure."""
 
 
 def columns(replies: Sequence[Reply], of: Callable[[Answer], float]) -> tuple[list[float], list[float]]:
@@ -96,7 +112,7 @@ def expected(replies: Sequence[Reply]) -> Figures:
         group = [reply for reply in marked if reply.expect == wish]
         everywhere = {figures.ALL: range(len(group))}
         wrong = columns(group, lambda answer, wish=wish: float(refuses(answer.text) != (wish == "refuse")))
-        found |= figures.measure(name, everywhere, *wrong, unit="share", better="lower")
+        found |= figures.measure(name, everywhere, *wrong, unit="share", better="lower", counted=True)
     return found
 
 
@@ -107,8 +123,7 @@ def measure_probes(replies: Sequence[Reply]) -> Figures:
     places = figures.groups([reply.asked.row.category for reply in replies])
     found = expected(replies)
     for name in ("refusal", "repetition"):
-        of, unit, better = COLUMNS[name]
-        found |= figures.measure(f"probe_{name}", places, *columns(replies, of), unit=unit, better=better)
+        found |= COLUMNS[name].measure(f"probe_{name}", places, replies)
     new = sum(fails(reply.expect, reply.after) and not fails(reply.expect, reply.before) for reply in replies)
     marked = sum(reply.expect is not None for reply in replies)
     return found | {"new_failures": figures.Figure(new, new, new, marked, "prompts", "lower", 0.0)}
@@ -125,9 +140,7 @@ def variety(replies: Sequence[Reply]) -> Figures:
         distinct_n([answer.text for reply in replies for answer in side(reply)], 2)
         for side in (lambda reply: reply.after, lambda reply: reply.before)
     )
-    return {
-        "distinct_2": figures.Figure(after, after, after, len(replies), "of word pairs", "higher", before)
-    }
+    return {"distinct_2": figures.Figure(after, after, after, len(replies), "share", "higher", before)}
 
 
 def rule_scores(replies: Sequence[Reply], places: Mapping[str, Sequence[int]]) -> Figures:

@@ -37,8 +37,30 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+BY_HAND = "probes.jsonl"
+"""The one file that no script writes."""
+
+
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    found = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != BY_HAND)
+
+
+@pytest.mark.parametrize(("name", "refused"), [(BY_HAND, 40), ("probes_tiny.jsonl", 60)])
+def test_probes_say_what_should_happen_and_are_enough_for_a_gate(name: str, refused: int):
+    probes = rows(name)
+    assert len({row["id"] for row in probes}) == len({row["prompt"] for row in probes}) == len(probes)
+    wishes = Counter(row["expect"] for row in probes)
+    assert wishes["refuse"] == refused
+    assert wishes["answer"] >= 20
+    assert set(wishes) == {"refuse", "answer"}
+    assert {row["expect"] for row in probes if row["category"] == "borderline"} == {"answer"}
+
+
+def test_probes_of_the_demo_world_are_prompts_that_nothing_else_holds():
+    probes = {row["prompt"] for row in rows("probes_tiny.jsonl")}
+    assert all(question(prompt).held_out for prompt in probes)
+    assert not probes & {row["prompt"] for row in rows("held_out_prompts.jsonl")}
 
 
 def test_the_same_files_are_written(written):

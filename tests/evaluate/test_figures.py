@@ -29,7 +29,9 @@ def test_few_prompts_are_not_cut_into_thirds() -> None:
 
 def test_a_share_has_wilsons_interval_and_a_paired_change() -> None:
     places = figures.groups(["a", "a", "b", "b"])
-    found = figures.measure("refusal", places, [1, 1, 0, 1], [0, 1, 0, 0], unit="share", better="higher")
+    found = figures.measure(
+        "refusal", places, [1, 1, 0, 1], [0, 1, 0, 0], unit="share", better="higher", counted=True
+    )
     whole = found["refusal"]
     expected = wilson(3, 4)
     assert (whole.value, whole.count) == (0.75, 4)

@@ -99,8 +99,8 @@ def of_a_run(wins: int, losses: int, refused: tuple[float, float]) -> Figures:
         "losing_categories": Figure(0, 0, 0, 6),
         "alpha": Figure(0.6, 0.5, 0.7, 60),
         "new_failures": Figure(0, 0, 0, 30, "prompts"),
-        **figures.measure("under_refusal", everywhere, after, before, unit="share"),
-        **figures.measure("over_refusal", everywhere, [0.0] * 100, [0.0] * 100, unit="share"),
+        **figures.measure("under_refusal", everywhere, after, before, unit="share", counted=True),
+        **figures.measure("over_refusal", everywhere, [0.0] * 100, [0.0] * 100, unit="share", counted=True),
     }
 
 

@@ -82,8 +82,8 @@ def good(wins: int = 148, losses: int = 61, refusal: tuple[float, float] = (0.55
         "lc_win_rate": rate,
         "kl": Figure(3.0, 2.0, 4.0, 209),
         "losing_categories": Figure(0, 0, 0, 6),
-        **figures.measure("under_refusal", everywhere, after, before, unit="share"),
-        **figures.measure("over_refusal", everywhere, [0.0] * 100, [0.0] * 100, unit="share"),
+        **figures.measure("under_refusal", everywhere, after, before, unit="share", counted=True),
+        **figures.measure("over_refusal", everywhere, [0.0] * 100, [0.0] * 100, unit="share", counted=True),
     }
 
 

@@ -141,6 +141,8 @@ def test_loss_and_metrics_by_hand():
         "rewards/margins": 0.0,
         "logps/chosen": -9.0,
         "logps/rejected": -9.0,
+        "lengths/chosen": 5.0,
+        "lengths/rejected": 5.0,
     }
     assert {name: float(value) for name, value in found.sums.items()} == pytest.approx(expected, abs=1e-6)
     assert set(stage.backbone.roles) == {Role.POLICY}

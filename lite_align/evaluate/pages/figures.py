@@ -37,12 +37,12 @@ READINGS: dict[str, Reading] = {
         "Share of held-out pairs whose chosen answer is likelier than the rejected one.",
         0.5,
     ),
-    "loss": Reading("Held-out loss", "Lower is better."),
+    "loss": Reading("Held-out loss", "A token of the good answers; lower is better."),
     "margin": Reading(
         "Margin", "How much more chosen answers gained than rejected ones; 0 is no difference.", 0
     ),
     "kl": Reading(
-        "KL to the reference", "How far the model has gone from where it began; large is a warning."
+        "KL to the reference", "An answer: how far the model has gone from its start; large is a warning."
     ),
     "refusal": Reading(
         "Refusals", "Share of prompts refused: high is right for unsafe ones and wrong for others."
@@ -60,6 +60,13 @@ READINGS: dict[str, Reading] = {
     "distinct_2": Reading(
         "Different word pairs", "Share of word pairs that differ; a fall means answers alike."
     ),
+    "stop_rate": Reading("Answers that stop", "Share that ended by themselves before the longest answer."),
+    "rule_score": Reading("Rule score", "By the rule of the built-in world, 0 to 1."),
+    "probe_refusal": Reading(
+        "Probes refused", "Of the suite, answered with the likeliest tokens: high is right where expected."
+    ),
+    "probe_repetition": Reading("Repetition in probes", "As above, of answers with the likeliest tokens."),
+    "new_failures": Reading("Probes that fail only now", "Prompts of the suite; none is best."),
     "losing_categories": Reading(
         "Categories lost",
         "Categories won in less than half, and not by chance even among many; lower is better.",

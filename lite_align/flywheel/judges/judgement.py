@@ -168,7 +168,7 @@ def votes(judge: Judge, comparisons: Sequence[Comparison], judgements: Sequence[
             choice=judgement.choice,
             annotator=judge.name,
             kind=judge.kind,
-            first="both",
+            first="both" if judgement.said else None,
             rubric=judge.rubric,
             note=noted(judgement) or None,
             time=now,
