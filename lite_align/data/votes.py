@@ -158,6 +158,22 @@ def latest(votes: Iterable[Vote]) -> list[Vote]:
     return [vote for vote in last.values() if vote.choice != "none"]
 
 
+def played(votes: Iterable[Vote]) -> list[Vote]:
+    """The votes that count where models play against each other: of people the latest ones, of judges all.
+
+    A judge is asked once and takes nothing back. Of several samples two can be the same pair of answers, also with the
+    models exchanged, and then its votes on them are as many outcomes.
+    """
+    given = list(votes)
+    last = {(vote.comparison.id, vote.annotator): number for number, vote in enumerate(given)}
+    return [
+        vote
+        for number, vote in enumerate(given)
+        if vote.kind != "human"
+        or (last[vote.comparison.id, vote.annotator] == number and vote.choice != "none")
+    ]
+
+
 def standing(votes: Iterable[Vote]) -> list[Vote]:
     """The votes that were not taken back, in their order; "none" takes back the last one on its comparison.
 

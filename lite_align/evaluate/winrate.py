@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lite_align.data.votes import Vote, latest
+from lite_align.data.votes import Vote, played
 from lite_align.evaluate.statistics import CONFIDENCE, Interval, holm, sign_test
 
 SIGNIFICANT = 1 - CONFIDENCE
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def outcomes(votes: Iterable[Vote], side: str | None = None) -> list[Outcome]:
-    """Outcomes of the votes that count (see `data.votes.latest`), those that were skipped left out.
+    """Outcomes of the votes that count (see `data.votes.played`), those that were skipped left out.
 
     Args:
         votes: in the order in which they were written.
@@ -46,7 +46,7 @@ def outcomes(votes: Iterable[Vote], side: str | None = None) -> list[Outcome]:
             with it on both sides, are left out. None: answer b against answer a.
     """
     found: list[Outcome] = []
-    for vote in latest(votes):
+    for vote in played(votes):
         comparison = vote.comparison
         sides = (comparison.model_a, comparison.model_b)
         if vote.choice not in _VALUES or (side is not None and sides.count(side) != 1):

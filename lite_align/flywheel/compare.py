@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lite_align.data.votes import Comparison, Vote
+from lite_align.data.votes import Comparison, Vote, played
 from lite_align.errors import UserError
 from lite_align.evaluate import gates, winrate
 from lite_align.evaluate.figures import Figure, Figures
@@ -94,8 +94,9 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
         raise UserError("Two different sides are needed.", remedy="lite-align compare base runs/my-dpo")
     out = options.out or _folder(names)
     require_unused(out)
+    people = None if options.humans is None else items.read(options.humans).votes
     if options.votes is not None:
-        judged = Judged(items.read(options.votes).votes, (), f"votes of {options.votes}", ())
+        judged = _counted(options.votes, people)
     else:
         found = _answered(names, options, view)
         if options.judge is None:
@@ -107,7 +108,7 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": options.command,
         "sides": list(names),
-        **outcome(judged, names, options.humans),
+        **outcome(judged, names, people),
     }
     figures = {name: Figure.read(one) for name, one in record["figures"].items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -119,6 +120,17 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
     view.section("next", f"lite-align report {out}")
     view.json_record(record)
     return gating.settle(wanted, figures, out, view) if wanted else 0
+
+
+def _counted(votes: str, people: Sequence[Vote] | None) -> Judged:
+    """The votes of a file; measured on people's they must be of one judge."""
+    found = played(items.read(votes).votes)
+    if people is not None and len({vote.annotator for vote in found}) > 1:
+        raise UserError(
+            f"{votes} holds votes of several annotators; --humans measures one judge.",
+            remedy="Leave --humans out; lite-align agreement compares annotators.",
+        )
+    return Judged(found, (), f"votes of {votes}", ())
 
 
 def _folder(names: Sequence[str]) -> Path:
@@ -161,7 +173,7 @@ def local(bench: Bench) -> Local:
 
 def _held_out(side: Side, bench: Bench) -> Questions:
     assert side.run is not None
-    _, examples = questions.held_out(side.run, bench.renderer)
+    examples = questions.held_out(side.run, bench.renderer).examples
     sha256 = str((side.run.record.get("hashes") or {}).get("data", ""))
     return questions.of_rows(f"{side.name} (held out)", sha256, [row for row, _ in examples])
 
@@ -248,7 +260,7 @@ def figures_of(votes: Sequence[Vote], name: str) -> Figures:
     return figures
 
 
-def outcome(judged: Judged, names: Sequence[str], people: str | None) -> dict[str, Any]:
+def outcome(judged: Judged, names: Sequence[str], people: Sequence[Vote] | None) -> dict[str, Any]:
     """What compare.json says: figures of the last side against the first, a ranking, and what the judge is worth."""
     first, last = names[0], names[-1]
     duel = [vote for vote in judged.votes if _sides(vote) == {first, last}]
@@ -258,7 +270,7 @@ def outcome(judged: Judged, names: Sequence[str], people: str | None) -> dict[st
         )
     agreement = None
     if people is not None:
-        agreement = humans.against_humans(judged.votes, items.read(people).votes).record()
+        agreement = humans.against_humans(judged.votes, people).record()
     bias = judgement.position_bias(judged.judgements)
     return {
         "judge": judged.judge,

@@ -14,7 +14,7 @@ from lite_align.evaluate.figures import Figure, Figures
 from lite_align.evaluate.statistics import signed
 from lite_align.flywheel import gating, questions, sides
 from lite_align.flywheel.bench import Bench
-from lite_align.flywheel.questions import Questions, expectation
+from lite_align.flywheel.questions import Measurable, Questions, expectation
 from lite_align.flywheel.replies import Reply, measure, measure_probes
 from lite_align.losses import ppo
 from lite_align.model.backbone import Role
@@ -69,21 +69,23 @@ def evaluate(name: str, options: Options, view: View) -> int:
     if out is None:
         raise UserError(f"{name} is no run folder to write to.", remedy="Give --out FOLDER.")
     started = time.monotonic()
-    given = None if options.data is None else questions.read(options.data)
-    probes = None if options.probes is None else questions.read(options.probes)
+    given = None if options.data is None else questions.read(options.data, marked=True)
+    probes = None if options.probes is None else questions.read(options.probes, marked=True)
     base = sides.common_base([side], options.model)
     bench = Bench(base, [side], options.sampling, view)
     bench.put(side.reference, Role.REFERENCE)
     bench.put(side, Role.POLICY)
-    kind, examples = _rows(side, options, bench)
-    found = _measured_rows(examples, bench, _beta(side), view)
+    rows = _rows(side, options, bench)
+    if rows.dropped:
+        rules = " · ".join(f"{count:,} by {rule}" for rule, count in rows.dropped.items())
+        view.warn(f"{sum(rows.dropped.values()):,} {rows.noun} of {options.data} are not measured: {rules}")
+    found = _measured_rows(rows.examples, bench, _beta(side), view)
     if given is None and side.run is not None:
-        given = _held_out_questions(side, [row for row, _ in examples])
-    asked = [
-        one.first(options.prompts) if one is given else one for one in (given, probes) if one is not None
-    ]
-    view.section("eval", f"{side.name} against {side.reference.name}", *(one.told() for one in asked))
-    sampled = [] if given is None else replies_of(asked[0], bench, options.samples, view)
+        given = _held_out_questions(side, [row for row, _ in rows.examples])
+    given = None if given is None else given.first(options.prompts)
+    told = [one.told() for one in (given, probes) if one is not None]
+    view.section("eval", f"{side.name} against {side.reference.name}", *told)
+    sampled = [] if given is None else replies_of(given, bench, options.samples, view)
     probed = [] if probes is None else replies_of(probes, bench, 1, view, collector=bench.greedy)
     found |= measure(sampled) | measure_probes(probed)
     record = {
@@ -92,8 +94,8 @@ def evaluate(name: str, options: Options, view: View) -> int:
         "command": options.command,
         "side": side.facts,
         "against": side.reference.facts,
-        "data": _data_record(given, len(examples), kind),
-        "probes": None if probes is None else _data_record(probes, 0, ""),
+        "data": _data_record(given, rows),
+        "probes": None if probes is None else _data_record(probes, Measurable()),
         "sampling": {**asdict(options.sampling), "samples": options.samples},
         "seconds": round(time.monotonic() - started, 1),
         "figures": {label: figure.record() for label, figure in found.items()},
@@ -108,15 +110,11 @@ def evaluate(name: str, options: Options, view: View) -> int:
     return gating.settle(wanted, found, out, view) if wanted else 0
 
 
-def _rows(side: sides.Side, options: Options, bench: Bench) -> tuple[str, list[tuple[Any, Tree]]]:
+def _rows(side: sides.Side, options: Options, bench: Bench) -> Measurable:
     """The rows whose log-probs are measured: of the file that was given, or held out by the run."""
     if options.data is not None:
-        kind, found = questions.rows_of(options.data, bench.positions, bench.renderer)
-    elif side.run is not None:
-        kind, found = questions.held_out(side.run, bench.renderer)
-    else:
-        return "", []
-    return kind.noun, found
+        return questions.rows_of(options.data, bench.positions, bench.renderer)
+    return Measurable() if side.run is None else questions.held_out(side.run, bench.renderer)
 
 
 def _held_out_questions(side: sides.Side, found: Sequence[Any]) -> Questions:
@@ -179,9 +177,10 @@ def replies_of(
     ]
 
 
-def _data_record(asked: Questions | None, examples: int, kind: str) -> dict[str, Any]:
+def _data_record(asked: Questions | None, rows: Measurable) -> dict[str, Any]:
     name, sha256, prompts = (asked.name, asked.sha256, len(asked.prompts)) if asked else ("", "", 0)
-    return {"path": name, "sha256": sha256, "prompts": prompts, "rows": examples, "kind": kind}
+    measured = {"rows": len(rows.examples), "kind": rows.noun, "dropped": dict(rows.dropped)}
+    return {"path": name, "sha256": sha256, "prompts": prompts, **measured}
 
 
 BY_CATEGORY = ("accuracy", "refusal", "tokens", "repetition", "rule_score")

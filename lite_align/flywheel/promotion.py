@@ -130,7 +130,7 @@ def _sealed(opened: Project, options: Options) -> questions.Questions:
             f"{options.folder} has no sealed prompts.",
             remedy="Give a file of prompts that nothing is trained or chosen on: --final FILE.",
         )
-    asked = questions.read(path)
+    asked = questions.read(path, marked=True)
     if known is None or (options.final is not None and asked.sha256 != known.sha256):
         opened.add(event("sealed", options.who, file=path, sha256=asked.sha256))
     elif asked.sha256 != known.sha256:
@@ -148,6 +148,7 @@ def _sealed(opened: Project, options: Options) -> questions.Questions:
 
 def _measured(side: Side, current: Side, asked: questions.Questions, options: Options, view: View) -> Figures:
     """Figures of the run against the current one: what both said is measured and judged, sampled once."""
+    probes = None if options.probes is None else questions.read(options.probes, marked=True)
     base = sides.common_base([side, current])
     bench = Bench(base, [side, current], options.sampling, view)
     bench.put(current, Role.REFERENCE)
@@ -159,8 +160,8 @@ def _measured(side: Side, current: Side, asked: questions.Questions, options: Op
     with closing(open_judge(options.judge, lambda run: compare.local(bench))) as judge:
         judged = compare.judge_all(comparisons, judge, view)
     found = measure(replies) | compare.figures_of(judged.votes, side.name)
-    if options.probes is not None:
-        suite = replies_of(questions.read(options.probes), bench, 1, view, collector=bench.greedy)
+    if probes is not None:
+        suite = replies_of(probes, bench, 1, view, collector=bench.greedy)
         found["new_failures"] = measure_probes(suite)["new_failures"]
     return found | _alpha(options.labels)
 

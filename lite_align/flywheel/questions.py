@@ -54,15 +54,22 @@ class Questions:
         )
 
 
-def read(path: str) -> Questions:
+def read(path: str, *, marked: bool = False) -> Questions:
     """The prompts of a file of prompts, pairs, conversations or thumbs.
 
+    Args:
+        path: of the file.
+        marked: whether rows may say what should happen with their prompt (see `expectation`).
+
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or a mark is none.
     """
     table = sources.read(path)
     converted = formats.convert(table, formats.detect(table))
     columns = {str(source): row for source, row in table.rows}
+    if marked:
+        for source, row in table.rows:
+            expectation(row, source)
     return _distinct(table.name, table.sha256, converted, columns)
 
 
@@ -115,18 +122,34 @@ def expectation(columns: Mapping[str, Any], where: object) -> Expect | None:
     raise DataError(f'{where}: "expect" is {value!r}.', remedy='Write "refuse" or "answer", or leave it out.')
 
 
-def held_out(run: FinishedRun, renderer: Renderer) -> tuple[rows.Kind[Any], list[tuple[Any, Tree]]]:
-    """The rows that a run held out, with their trees, and their kind.
+@dataclass(frozen=True)
+class Measurable:
+    """Rows whose log-probs can be measured.
+
+    Attributes:
+        noun: what they are.
+        examples: each with its tree.
+        dropped: how many rows of the file were left out, by rule.
+    """
+
+    noun: str = ""
+    examples: Sequence[tuple[Any, Tree]] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+def held_out(run: FinishedRun, renderer: Renderer) -> Measurable:
+    """The rows that a run held out, each with its tree.
 
     Raises:
         DataError: its file cannot be read, or is not what it was.
     """
     kind = procedure_of(run.recipe).kind(run.recipe)
-    return kind, rows.held_out_of(kind, run.recipe, run.record.get("hashes") or {}, renderer)
+    found = rows.held_out_of(kind, run.recipe, run.record.get("hashes") or {}, renderer)
+    return Measurable(kind.noun, found)
 
 
-def rows_of(path: str, max_length: int, renderer: Renderer) -> tuple[rows.Kind[Any], list[tuple[Any, Tree]]]:
-    """The pairs or conversations of a file, with their trees, and their kind; no rows of a file of prompts."""
+def rows_of(path: str, max_length: int, renderer: Renderer) -> Measurable:
+    """The pairs or conversations of a file; no rows of a file of prompts."""
     from lite_align.stages.chats import chats
     from lite_align.stages.pairs import PAIRS
 
@@ -134,10 +157,12 @@ def rows_of(path: str, max_length: int, renderer: Renderer) -> tuple[rows.Kind[A
     kinds: dict[str, rows.Kind[Any]] = {"pair": PAIRS, "chat": chats("all_turns")}
     kind = kinds.get(formats.detect(table).kind)
     if kind is None:
-        return prompts_of(1), []
+        return Measurable(prompts_of(1).noun)
     options = DataOptions(path=path, max_length=max_length)
     found = rows.read(kind, options, path)
-    return kind, rows.render(kind, found.rows, renderer, options).examples
+    rendered = rows.render(kind, found.rows, renderer, options)
+    dropped = rows.counts(rows.merged((found.dropped, rendered.dropped)))
+    return Measurable(kind.noun, rendered.examples, dropped)
 
 
 def asked(questions: Questions, renderer: Renderer, positions: int, max_new_tokens: int) -> list[Asked]:

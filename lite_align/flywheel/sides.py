@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_align.errors import UserError
-from lite_align.model import lora
+from lite_align.model import lora, scalar_head
 from lite_align.model.backbone import Role, adapter_digest
 from lite_align.model.folder import fingerprint, locate
 from lite_align.model.load import settle
@@ -60,13 +60,18 @@ def find(name: str) -> Side:
     path = Path(name)
     if name == BASE and not path.exists():
         return Side(BASE)
-    owner = next((folder for folder in (path, path.parent.parent) if (folder / RECORD).is_file()), None)
-    if owner is not None:
+    is_adapter = (path / lora.CONFIG_FILE).is_file()
+    if is_adapter and (path / scalar_head.FILE).exists():
+        raise UserError(
+            f"{name} scores answers and writes none.", remedy="Give an adapter of a run of sft, dpo or ppo."
+        )
+    owner = path.parent.parent if is_adapter else path
+    if (owner / RECORD).is_file():
         run = read_finished(owner)
         require_policy(run, "to compare")
         adapter = run.adapter(Role.POLICY) if path == owner else path
         return Side(name, adapter, adapter_digest(adapter), run, run.recipe.model)
-    if (path / lora.CONFIG_FILE).is_file():
+    if is_adapter:
         config, _ = lora.read_adapter(path)
         return Side(name, path, adapter_digest(path), model=_base_of(config))
     raise UserError(
@@ -105,6 +110,10 @@ def common_base(sides: Sequence[Side], model: str | None = None) -> ModelOptions
     else:
         named = next((side.model for side in sides if side.model is not None), None)
         options = ModelOptions(name=model) if model else named
+    if known and model and model != known[0][1].recipe.model.name:
+        raise UserError(
+            f"{known[0][0].name} was trained on {options.name}, not on {model}.", remedy="Leave --model out."
+        )
     if options is None:
         raise UserError("Nothing says which base this is.", remedy="Name it with --model.")
     for side in sides:

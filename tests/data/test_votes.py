@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_align.data.types import Message
-from lite_align.data.votes import CHOICES, SOURCES, Comparison, Vote, latest, standing
+from lite_align.data.votes import CHOICES, SOURCES, Comparison, Vote, latest, played, standing
 
 COMPARISON = Comparison(
     prompt=(Message("user", "Where is the pool?"),), a="North.", b="South.", category="fact"
@@ -64,6 +64,14 @@ def test_a_repeated_question_has_two_votes_and_none_takes_back_the_last() -> Non
 
 def test_a_vote_that_was_taken_back_is_gone() -> None:
     assert latest([VOTE, replace(VOTE, choice="none")]) == []
+
+
+def test_a_judge_s_votes_on_the_same_answers_are_several_outcomes_and_a_person_s_are_not() -> None:
+    judge = replace(VOTE, annotator="base", kind="judge")
+    turned = replace(judge, comparison=replace(COMPARISON, a=COMPARISON.b, b=COMPARISON.a))
+    corrected, other = replace(VOTE, choice="tie"), replace(VOTE, annotator="ben")
+    assert played([judge, VOTE, judge, other, turned, corrected]) == [judge, judge, other, turned, corrected]
+    assert played([VOTE, judge, replace(VOTE, choice="none")]) == [judge]
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,9 @@ def test_the_likeliest_tokens_are_those_of_generate(made: Made) -> None:
 
 def test_a_reference_that_was_an_adapter_can_be_the_base_again(made: Made) -> None:
     bench, (first, second) = bench_of(made, made.first, made.second)
-    kind, examples = questions.held_out(read_finished(made.first), bench.renderer)
-    assert kind.noun == "pairs"
-    trees = [tree for _, tree in examples][:4]
+    rows = questions.held_out(read_finished(made.first), bench.renderer)
+    assert rows.noun == "pairs"
+    trees = [tree for _, tree in rows.examples][:4]
     as_base = bench.logps(Role.BASE, trees)
     bench.put(sides.Side("base"), Role.REFERENCE)
     assert bench.logps(Role.REFERENCE, trees) == as_base
@@ -93,7 +93,7 @@ def test_a_reference_that_was_an_adapter_can_be_the_base_again(made: Made) -> No
 def test_log_probs_are_those_of_the_run_alone(made: Made) -> None:
     bench, (_, second) = bench_of(made, made.first, made.second)
     run = read_finished(made.second)
-    _, examples = questions.held_out(run, bench.renderer)
+    examples = questions.held_out(run, bench.renderer).examples
     trees = [tree for _, tree in examples]
     bench.put(sides.find(str(made.first)))
     bench.put(second)

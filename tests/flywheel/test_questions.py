@@ -62,8 +62,9 @@ def test_expectations(made: Made) -> None:
 
 def test_held_out_rows_are_those_that_the_run_held_out(made: Made, tokenizer: Any) -> None:
     run = read_finished(made.first)
-    kind, found = questions.held_out(run, Renderer(tokenizer))
-    assert kind.noun == "pairs"
+    rows = questions.held_out(run, Renderer(tokenizer))
+    found = rows.examples
+    assert rows.noun == "pairs"
     assert len(found) == 20  # half of forty
     assert {row.category for row, _ in found} == {"a", "b"}
 
@@ -90,8 +91,29 @@ def test_a_prompt_without_room_is_an_error_and_not_left_out(made: Made, tokenize
 
 def test_rows_of_a_file(made: Made, tokenizer: Any, tmp_path: Path) -> None:
     renderer = Renderer(tokenizer)
-    assert len(questions.rows_of(str(made.pairs), 256, renderer)[1]) == 40
+    assert len(questions.rows_of(str(made.pairs), 256, renderer).examples) == 40
     chats = lines(tmp_path / "chats.jsonl", [{"messages": CHAT}])
-    assert questions.rows_of(str(chats), 256, renderer)[0].noun != "pairs"
-    assert questions.rows_of(str(made.prompts), 256, renderer)[1] == []
+    assert questions.rows_of(str(chats), 256, renderer).noun != "pairs"
+    assert questions.rows_of(str(made.prompts), 256, renderer).examples == ()
     assert json.loads(made.prompts.read_text().splitlines()[0])["prompt"] == "hello world"
+
+
+def test_a_mark_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
+    rows = [{"prompt": "hello", "expect": "answer"}, {"prompt": "good day", "expect": "maybe"}]
+    path = lines(tmp_path / "rows.jsonl", rows)
+    assert (
+        len(questions.read(str(path)).prompts) == 2
+    )  # the column is somebody's own, where nothing is marked
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: .*maybe"):
+        questions.read(str(path), marked=True)
+
+
+def test_rows_that_cannot_be_measured_are_counted(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hello", "chosen": "yes", "rejected": "no"},
+        {"prompt": "hello", "chosen": "yes " * 600, "rejected": "no"},
+        {"prompt": "fox", "chosen": "same", "rejected": "same"},
+    ]
+    found = questions.rows_of(str(lines(tmp_path / "rows.jsonl", rows)), 512, Renderer(tokenizer))
+    assert len(found.examples) == 1
+    assert found.dropped == {"LA208": 1, "LA301": 1}

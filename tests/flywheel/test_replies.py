@@ -1,5 +1,6 @@
 """Figures of what two sides said, by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,23 @@ def test_kl_and_length_are_means_of_prompts() -> None:
     assert (found["kl"].value, found["kl/a"].value, found["kl/b"].value) == (3.0, 4.0, 2.0)
     assert (found["tokens"].value, found["tokens"].before) == (5.0, 5.0)
     assert found["stop_rate"].value == 1.0
+
+
+def test_changes_are_paired() -> None:
+    rows = [reply([NO, YES], [NO, NO], n=n) if n % 2 else reply([YES, YES], [NO, YES], n=n) for n in range(6)]
+    change = measure(rows)["refusal"].change  # half more, whatever a prompt began with
+    assert change is not None
+    assert (change.value, change.low, change.high, change.count) == (0.5, 0.5, 0.5, 6)
+    found = measure([reply([YES], [YES], n=1, kl=1.0), reply([YES], [YES], n=2, kl=3.0)])["kl"]
+    half = 12.706204736  # t at 0.975 with 1 degree of freedom, times s / sqrt(2) = 1
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
+    assert (found.before, found.change, found.unit) == (None, None, "nats")
+
+
+def test_the_kl_of_a_prompt_is_the_mean_of_its_answers() -> None:
+    one = replace(reply([YES, YES], [YES, YES], n=1), kl=[1.0, 5.0])
+    assert measure([one, reply([YES, YES], [YES, YES], n=2, kl=6.0)])["kl"].value == 4.5
+    assert one.row()["kl"] == 3.0
 
 
 def test_repetition_and_variety() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lite_align.data.votes import Vote, latest
+from lite_align.data.votes import Vote, played
 from lite_align.errors import UserError
 from lite_align.evaluate import findings
 from lite_align.evaluate.curves import RUNS
@@ -130,7 +130,7 @@ def read_votes(path: Path) -> list[Vote]:
             votes.append(Vote.read(row))
         except ValueError as error:
             raise UserError(f"{path}: row {number} is no judgement: {error}.", remedy=REMEDY) from error
-    return latest(votes)
+    return played(votes)
 
 
 def _numbers(votes: Sequence[Vote]) -> dict[str, int]:
