@@ -106,14 +106,15 @@ def common_base(sides: Sequence[Side], model: str | None = None) -> ModelOptions
             remedy="Compare runs on the same base, quantisation and dtype.",
         )
     if known:
-        options = known[0][1].recipe.model
+        side, run = known[0]
+        options = run.recipe.model
+        if model and model != options.name:
+            raise UserError(
+                f"{side.name} was trained on {options.name}, not on {model}.", remedy="Leave --model out."
+            )
     else:
         named = next((side.model for side in sides if side.model is not None), None)
         options = ModelOptions(name=model) if model else named
-    if known and model and model != known[0][1].recipe.model.name:
-        raise UserError(
-            f"{known[0][0].name} was trained on {options.name}, not on {model}.", remedy="Leave --model out."
-        )
     if options is None:
         raise UserError("Nothing says which base this is.", remedy="Name it with --model.")
     for side in sides:
