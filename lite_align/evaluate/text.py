@@ -33,13 +33,28 @@ def repeated_ngrams(text: str, n: int) -> float:
     return 1 - len(set(found)) / len(found) if found else 0.0
 
 
+_SPEAKER = r"\b(?:i|we|sorry,?(?: but)?)(?: really| truly| simply)?"
+_UNABLE = (
+    r"(?: can(?:no|['’]?)t| can not| could not| couldn['’]?t| should not| shouldn['’]?t"
+    r"|(?: will not| won['’]?t)(?: be able to)?"
+    r"|(?: am| are|['’]m|['’]re)? (?:unable|not able|not going|not willing|not allowed) to"
+    r"|(?: must| have to| need to)? (?:decline|refuse) to)"
+)
+_HABIT = r"(?: do not| don['’]?t)"
+_HOW = r"(?: \w+ly| in good conscience)?"
+_SERVE = (
+    r" (?:help(?! (?:but|feeling|thinking|wondering|noticing|smiling|laughing|myself|it)\b)|assist|provide|discuss"
+    r"|answer|comply|fulfill?|participate|engage|encourage|condone|feel comfortable)\b"
+)
+# What people also say they never do without refusing anything: "I do not recommend it", "we do not offer refunds".
+_GIVE = (
+    r" (?:give(?! (?:up|in|away)\b)|share|support|do (?:that|this|so)|create|write|generate|offer|recommend|teach"
+    r"|tell you how|show you how|explain how to|be part of)\b"
+)
 _REFUSAL = re.compile(
-    r"\b(?:i|we)(?: am|'m|’m| are|'re|’re)?(?: really| truly)?(?: sorry,?(?: but)? (?:i|we))? ?"
-    r"(?:can(?:no|')?t|can not|can’t|could not|couldn'?t|won'?t|won’t|will not|do not|don'?t|don’t|"
-    r"unable to|not able to|not going to|must decline to|have to decline to|decline to|refuse to)"
-    r"(?: \w+ly)? (?:help|assist|provide|give|share|support|do that|answer|comply|fulfil|discuss|create|write|offer|"
-    r"participate|engage|encourage|condone|recommend|tell you how|teach|explain how|be part of|feel comfortable)\b"
+    rf"{_SPEAKER}(?:{_UNABLE}{_HOW}(?:{_SERVE}|{_GIVE})|{_HABIT}{_HOW}{_SERVE})"
     r"|\b(?:i|we) (?:must|have to|need to|will have to) (?:decline|refuse)\b"
+    r"|\b(?:i am|i['’]m|we are|we['’]re) not comfortable (?:with|\w+ing)\b"
     r"|\bagainst my (?:guidelines|principles|values|policy)\b",
     re.IGNORECASE,
 )

@@ -51,7 +51,7 @@ def prepare(
     with loading or nullcontext():
         examples, dropped = render(kind, read, recipe, renderer, view)
     resolved = session.settle_held_out(resolved, len(examples))
-    train, held_out = split(kind, examples, resolved.recipe, renderer)
+    train, held_out, separate_hash = split(kind, examples, resolved.recipe, renderer)
     resolved = procedure.settle(resolved, train)
     resolved = session.settle_training(
         resolved, parameters=parameters, examples=len(train), steps=procedure.steps
@@ -64,6 +64,8 @@ def prepare(
         "template": renderer.template_sha256,
         "tokens": reference.forest_digest([tree for _, tree in train + held_out]),
     }
+    if separate_hash is not None:
+        hashes["held_out"] = separate_hash
     if parent is not None:
         hashes["parent"] = parent.sha256
     for warning in unusual(resolved.recipe, parameters):
@@ -133,13 +135,13 @@ def render(
 
 def split(
     kind: rows.Kind[RowT], examples: list[tuple[RowT, Tree]], recipe: Any, renderer: Renderer
-) -> tuple[list[tuple[RowT, Tree]], list[tuple[RowT, Tree]]]:
-    """What is trained on and what is held out: by prompt, or from a file of its own."""
+) -> tuple[list[tuple[RowT, Tree]], list[tuple[RowT, Tree]], str | None]:
+    """What is trained on and what is held out: by prompt, or from a file of its own, whose sha256 comes third."""
     if recipe.data.held_out_path is None:
-        return rows.hold_out(kind, examples, recipe.data, recipe.train.seed)
-    held_out = separate(kind, recipe, renderer)
+        return *rows.hold_out(kind, examples, recipe.data, recipe.train.seed), None
+    held_out, sha256 = separate(kind, recipe, renderer)
     rows.require_no_leak(kind, [r for r, _ in examples], [r for r, _ in held_out], recipe.data.held_out_path)
-    return examples, held_out
+    return examples, held_out, sha256
 
 
 def require_trainable(recipe: Any, parent: lineage.Parent | None) -> None:
@@ -158,15 +160,15 @@ def require_trainable(recipe: Any, parent: lineage.Parent | None) -> None:
         lineage.require_fit(parent, skeleton, targets)
 
 
-def separate(kind: rows.Kind[RowT], recipe: Any, renderer: Renderer) -> list[tuple[RowT, Tree]]:
-    """Held-out rows from a file of their own, with the same checks as the training rows."""
+def separate(kind: rows.Kind[RowT], recipe: Any, renderer: Renderer) -> tuple[list[tuple[RowT, Tree]], str]:
+    """Held-out rows from a file of their own, with the same checks as the training rows, and its sha256."""
     path = recipe.data.held_out_path
     read = rows.read(kind, recipe.data, path)
     rendered = rows.render(kind, read.rows, renderer, recipe.data)
     rows.refuse_forged(kind, rendered.rows, renderer.tokenizer, recipe.data.accept)
     dropped = rows.merged((read.dropped, rendered.dropped))
     rows.require_enough(path, read.count, dropped, recipe.data.max_dropped)
-    return rendered.examples
+    return rendered.examples, read.table.sha256
 
 
 def show_plan(procedure: Procedure[RowT], prepared: Prepared[RowT], view: View) -> None:

@@ -217,23 +217,23 @@ def held_out_of(
     Args:
         kind: of its rows.
         recipe: of the run.
-        hashes: that the run recorded.
+        hashes: that the run recorded; older ones say nothing of a held-out file, which is then taken as it is.
         renderer: of the base.
 
     Raises:
         DataError: its file cannot be read, or is not what it was.
     """
     options = recipe.data
-    if options.held_out_path is not None:
-        found = read(kind, options, options.held_out_path)
-        return render(kind, found.rows, renderer, options).examples
-    found = read(kind, options, options.path)
-    if found.table.sha256 != hashes.get("data"):
+    separate = options.held_out_path
+    found = read(kind, options, separate or options.path)
+    sha256 = found.table.sha256
+    if sha256 != (hashes.get("held_out", sha256) if separate else hashes.get("data")):
         raise DataError(
-            f"{options.path} has changed since, so nobody knows which {kind.noun} it held out.",
+            f"{separate or options.path} has changed since, so nobody knows which {kind.noun} the run held out.",
             remedy="Give the file as it was, or another one.",
         )
-    return hold_out(kind, render(kind, found.rows, renderer, options).examples, options, recipe.train.seed)[1]
+    examples = render(kind, found.rows, renderer, options).examples
+    return examples if separate else hold_out(kind, examples, options, recipe.train.seed)[1]
 
 
 def require_no_leak(kind: Kind[RowT], train: Sequence[RowT], held_out: Sequence[RowT], path: str) -> None:

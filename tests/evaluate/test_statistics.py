@@ -176,3 +176,12 @@ def test_wilson_of_shares_stays_within_0_and_1(shares: list[float]) -> None:
     found = wilson_share(shares)
     assert 0 <= found.low <= found.value + 1e-12
     assert found.value <= found.high + 1e-12 <= 1 + 1e-9
+
+
+def test_wilson_of_fractions_depends_on_their_mean_and_their_number() -> None:
+    # Two of four, however they are spread over the prompts.
+    for shares in ([0.5] * 4, [1.0, 1.0, 0.0, 0.0], [0.25, 0.75, 0.9, 0.1]):
+        found, expected = wilson_share(shares), wilson(2, 4)
+        assert (found.value, found.low, found.high) == pytest.approx((0.5, expected.low, expected.high))
+        assert found.count == 4
+    assert wilson_share([]) == wilson(0, 0)

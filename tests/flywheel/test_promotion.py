@@ -204,8 +204,10 @@ def test_a_promotion_samples_and_judges_for_itself(made: Path, options: Options)
     """The real path on a random model, with a gate that any run passes and one that none can."""
     wanted = replace(options, gates=("kl>=0", "win_rate<=1"), probes=str(made / "sealed.jsonl"))
     assert promote(str(made / "second"), wanted, View(quiet=True)) == 0
-    kinds = [json.loads(line)["kind"] for line in (options.folder / project.LOG).read_text().splitlines()]
-    assert kinds == ["sealed", "used", "promoted"]
+    events = [json.loads(line) for line in (options.folder / project.LOG).read_text().splitlines()]
+    assert [one["kind"] for one in events] == ["sealed", "used", "promoted"]
+    kl = next(one for one in events[-1]["gates"] if one["figure"] == "kl")
+    assert kl["value"] > 0.1  # against the base, not against itself
     refused = replace(options, gates=("new_failures<0",), final=None, probes=str(made / "sealed.jsonl"))
     assert promote(str(made / "first"), refused, View(quiet=True)) == 3
 

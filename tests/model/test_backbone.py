@@ -20,7 +20,7 @@ from lite_align.model import attention
 from lite_align.model.backbone import Backbone, Role, adapter_digest
 from lite_align.model.load import load_model
 from lite_align.model.logps import OwnHead
-from lite_align.recipe import LoraOptions, ModelOptions
+from lite_align.recipe import LoraOptions, ModelOptions, SpeedOptions
 
 SHAPE = LoraOptions(rank=4, alpha=8.0)
 
@@ -558,3 +558,69 @@ def test_states_at_a_temperature_equal_the_models_own_logits(tiny_llama: Path, h
     with it.role(Role.REFERENCE):
         base = it.state_statistics(it.states(batch), batch.target, 0.6)[0]
     assert not torch.allclose(base, found, atol=1e-3), "the head and the states are those of the role"
+
+
+# Roles that come and go.
+
+OTHER = LoraOptions(rank=2, alpha=6.0, targets=("q_proj", "v_proj"))
+
+
+def test_the_shape_of_a_role_is_that_of_its_adapter(tiny_llama: Path):
+    it = backbone(tiny_llama, moved=False)
+    it.add(Role.REWARD, OTHER)
+    seven = {f"{name}_proj" for name in "q k v o gate up down".split()}
+    assert it.shape(Role.POLICY) == (4, 2.0, seven)
+    assert it.shape(Role.REWARD) == (2, 3.0, {"q_proj", "v_proj"})
+    with pytest.raises(ValueError, match="no adapter"):
+        it.shape(Role.REFERENCE)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_role_that_is_removed_is_as_if_it_had_never_been(tiny_llama: Path, fused: bool):
+    """Also where its adapter was the only one; and what comes in its place is what a fresh backbone has."""
+    chosen = ModelOptions.model_validate({"name": str(tiny_llama), "quantization": "none"})
+    speed = SpeedOptions(fused_lora=fused)
+    it, fresh = (
+        Backbone(load_model(chosen, device="cpu"), shape, seed=0, speed=speed) for shape in (SHAPE, OTHER)
+    )
+    for one in (it, fresh):
+        move(one, 1)
+    with torch.no_grad():
+        with it.role(Role.BASE):
+            plain = it.leaf_logps(BATCH)
+        assert not torch.equal(it.leaf_logps(BATCH), plain)
+        it.remove(Role.POLICY)
+        assert (it.current_role, it.has(Role.POLICY), it.parameters(Role.POLICY)) == (Role.BASE, False, [])
+        assert torch.equal(it.leaf_logps(BATCH), plain)
+        with pytest.raises(ValueError, match="no adapter"):
+            it.remove(Role.POLICY)
+        it.add(Role.POLICY, OTHER)
+        it.set_adapter_tensors(Role.POLICY, fresh.adapter_tensors(Role.POLICY))
+        with it.role(Role.POLICY):
+            assert torch.equal(it.leaf_logps(BATCH), fresh.leaf_logps(BATCH))
+    assert it.adapter_sha256(Role.POLICY) == fresh.adapter_sha256(Role.POLICY)
+
+
+def test_removing_a_role_leaves_the_others_and_the_one_that_is_on(tiny_llama: Path):
+    """A frozen twin that is removed is the base again, and can be fixed anew."""
+    it = backbone(tiny_llama)
+    it.add(Role.REWARD, OTHER)
+    move(it, 5, Role.REWARD)
+    it.fix_reference("adapter")
+    with torch.no_grad():
+        policy = it.leaf_logps(BATCH)
+        with it.role(Role.REWARD):
+            scores = it.scores(BATCH)
+        it.remove(Role.REFERENCE)
+        assert it.current_role is Role.POLICY
+        assert torch.equal(it.leaf_logps(BATCH), policy)
+        with it.role(Role.REWARD):
+            assert torch.equal(it.scores(BATCH), scores)
+        with it.role(Role.BASE):
+            base = it.leaf_logps(BATCH)
+        with it.role(Role.REFERENCE):
+            assert torch.equal(it.leaf_logps(BATCH), base)
+        it.fix_reference("adapter")
+        it.remove(Role.REWARD)
+        with it.role(Role.REFERENCE):
+            assert torch.equal(it.leaf_logps(BATCH), policy)

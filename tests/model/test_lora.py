@@ -261,3 +261,19 @@ def test_an_adapter_that_is_taken_away_leaves_the_others_and_makes_room(tiny_lla
     adapted(model, LoraOptions(rank=2, alpha=2.0), adapter="policy", seed=9)
     assert {len(p) for name, p in lora.parameters(model, "policy") if "lora_A" in name} == {2}
     assert torch.equal(as_reward(), before)
+
+
+def test_a_model_whose_only_adapter_is_taken_away_is_the_base_again(tiny_llama: Path):
+    model = base(tiny_llama)
+    plain = model(input_ids=IDS, use_cache=False).logits
+    adapted(model)
+    assert not torch.equal(model(input_ids=IDS, use_cache=False).logits, plain)
+    lora.detach(model, "policy")
+    assert not [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert torch.equal(model(input_ids=IDS, use_cache=False).logits, plain)
+    assert lora.find_targets(model, LoraOptions()) == SEVEN
+    fresh = base(tiny_llama)
+    for one in (model, fresh):
+        adapted(one, LoraOptions(rank=2, alpha=6.0), seed=3)
+    expected = fresh(input_ids=IDS, use_cache=False).logits
+    assert torch.equal(model(input_ids=IDS, use_cache=False).logits, expected)

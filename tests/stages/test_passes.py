@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import torch
 from lite_align.data import forest
 from lite_align.data.types import Leaf, Tree
 from lite_align.errors import TooLittleMemory
-from lite_align.model.backbone import Role
+from lite_align.model.backbone import Backbone, Role
 from lite_align.stages.passes import batches, in_packs, laid_out, leaf_logps
 from lite_align.train.faults import TokenBudget
+from tests import finished
+from tests.stages import small
 
 # Ten tokens each: a root of 4 and leaves of 3.
 TREES = [
@@ -102,3 +105,38 @@ def test_log_probs_come_in_the_order_of_the_trees_though_memory_runs_out(monkeyp
     found = leaf_logps(Stub(), Role.POLICY, TREES, TokenBudget(60), where="here", advance=told.append)  # type: ignore[arg-type]
     assert found == [[10.0 * key, 10.0 * key + 1] for key in range(7)]
     assert sum(told) == 7
+
+
+def test_log_probs_are_those_of_one_tree_at_a_time(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
+    """Memory runs out at the second pack: the first is kept, the rest is packed anew, all in order."""
+    model = small.backbone(tiny_llama)
+    finished.move(model, Role.POLICY, 0.1)
+    sizes = [1, 5, 2, 3, 1, 4, 2]
+    trees = [
+        Tree(
+            n, (1, 20 + n), (False,) * 2, tuple(Leaf((30 + n + i,) * size, (True,) * size) for i in range(2))
+        )
+        for n, size in enumerate(sizes)
+    ]
+    with torch.no_grad(), model.role(Role.POLICY):
+        expected = [model.leaf_logps(forest.batch([tree])).tolist() for tree in trees]
+    plain, packs, advances = Backbone.leaf_logps, [], []
+
+    def short(self: Backbone, batch: forest.Batch) -> torch.Tensor:
+        packs.append(list(batch.keys))
+        if len(packs) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, batch)
+
+    monkeypatch.setattr(Backbone, "leaf_logps", short)
+    with model.role(Role.REFERENCE):
+        found = leaf_logps(
+            model, Role.POLICY, trees, TokenBudget(24), where="the evaluation", advance=advances.append
+        )
+        assert model.current_role is Role.REFERENCE
+    assert list(chain(*found)) == pytest.approx(list(chain(*expected)), abs=1e-5)
+    assert [len(logps) for logps in found] == [2] * 7
+    done = [keys for number, keys in enumerate(packs) if number != 1]
+    assert sorted(chain(*done)) == list(range(7))
+    assert advances == [len(keys) for keys in done]
+    assert len(done) > 2

@@ -1,6 +1,7 @@
 """Before the weights: what is planned, what is left out, what is refused while nothing is written."""
 
 import shutil
+from hashlib import sha256
 
 import pytest
 
@@ -43,6 +44,7 @@ def test_held_out_rows_from_a_file_of_their_own(tiny_llama, tmp_path):
     found = dpo(tiny_llama, tmp_path, f"data.held_out_path={held}", "train.max_steps=1")
     assert (found.record["plan"]["pairs"], found.record["data"]["held_out"]) == (24, 6)
     assert {row["source"].rpartition(":")[0] for row in found.lines("held_out.jsonl")} == {str(held)}
+    assert found.record["hashes"]["held_out"] == sha256(held.read_bytes()).hexdigest()
 
 
 def test_nothing_held_out(tiny_llama, tmp_path):

@@ -21,6 +21,7 @@ from lite_align.stages.episodes import Episode, NoReward
 from lite_align.stages.reward_model import suffix_ids
 from lite_align.stages.rollouts import MODEL, Collector, ModelReward, Ragged, Rollout, seed_of
 from lite_align.train.faults import Lowered, TokenBudget
+from tests import finished
 from tests.stages import small_ppo
 
 TEMPERATURE = 0.7
@@ -309,8 +310,15 @@ def test_answers_without_any_reward_are_measured_all_the_same(model: Backbone):
     collector = small_ppo.collector(model, small_ppo.recipe())
     collector.model_reward, collector.text_rewards = None, []
     asked = small_ppo.asked(model, 2)
-    drawn = collector.sample(asked, 2, seed=5, role=Role.REFERENCE)
-    rollout = collector.score(asked, drawn, 2)
+    kept = model.adapter_tensors(Role.POLICY)
+    finished.move(model, Role.POLICY, 0.2, seed=7)
+    try:
+        drawn = collector.sample(asked, 2, seed=5, role=Role.REFERENCE)
+        rollout = collector.score(asked, drawn, 2)
+    finally:
+        model.set_adapter_tensors(Role.POLICY, kept)
     assert rollout.scores == (None,) * 4
-    gaps = torch.tensor([logp for one in drawn for logp in one.logps]) - rollout.reference_logps
-    assert gaps.abs().max() < 1e-4  # they are the reference's answers
+    assert (rollout.sources, rollout.errors) == ({}, 0)
+    own = torch.tensor([logp for one in drawn for logp in one.logps])
+    assert close(own, rollout.reference_logps, 1e-4)  # they are the reference's answers
+    assert not close(own, rollout.logps, 0.1)

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -14,11 +16,11 @@ from lite_align.data.render import Renderer
 from lite_align.data.split import prompt_key
 from lite_align.data.types import Message, Source
 from lite_align.errors import DataError
-from lite_align.recipe import DataOptions
-from lite_align.stages import passes
+from lite_align.recipe import DataOptions, DPORecipe, PairDataOptions, from_dict
+from lite_align.stages import answers, passes
 from lite_align.stages import rows as stage
 from lite_align.stages.pairs import PAIRS
-from tests.stages import small
+from tests.stages import commands, small
 
 ROWS = small.rows(20, prompts=15)
 
@@ -204,6 +206,49 @@ def test_all_pairs_of_a_ranking_are_split_together(tmp_path, tokenizer):
     assert len({tree.key for _, tree in train + held_out}) == 12
     for pair, tree in train + held_out:
         assert rendered.rows[tree.key] is pair
+
+
+def sources(examples: Sequence[tuple[Any, Any]]) -> list[str]:
+    return [str(row.source) for row, _ in examples]
+
+
+def test_what_a_run_held_out_is_found_again(tmp_path, tiny_llama, tokenizer, monkeypatch):
+    monkeypatch.setattr(answers, "PROBE_TOKENS", 8)
+    done = commands.dpo(tiny_llama, tmp_path, "train.max_steps=1")
+    recipe, hashes = from_dict(done.record["recipe"]), done.record["hashes"]
+    renderer = Renderer(tokenizer)
+    held_out = stage.held_out_of(PAIRS, recipe, hashes, renderer)
+    assert sources(held_out) == [line["source"] for line in done.lines("held_out.jsonl")]
+    assert len(held_out) == 6
+    rendered = stage.render(PAIRS, [row for row, _ in held_out], renderer, recipe.data)
+    assert [(tree.root, tree.leaves) for _, tree in held_out] == [
+        (tree.root, tree.leaves) for tree in rendered.trees
+    ]
+    small.write(tmp_path / "rows.jsonl", commands.ROWS[:-1])
+    with pytest.raises(DataError, match=r"rows\.jsonl has changed since"):
+        stage.held_out_of(PAIRS, recipe, hashes, renderer)
+
+
+def test_a_held_out_file_is_the_runs_own_as_long_as_nobody_changes_it(tmp_path, tokenizer):
+    """A run of a version that did not record the file's hash takes it as it is."""
+    rows, held = small.write(tmp_path / "rows.jsonl", ROWS), tmp_path / "held.jsonl"
+    recipe = DPORecipe(data=PairDataOptions(path=str(rows), held_out_path=str(held), max_length=256))
+    renderer = Renderer(tokenizer)
+    small.write(held, ROWS[3:6])
+    hashes = {"data": "of the other file", "held_out": sha256(held.read_bytes()).hexdigest()}
+    found = stage.held_out_of(PAIRS, recipe, hashes, renderer)
+    assert sources(found) == [f"{held}:{line}" for line in (1, 2, 3)]
+    small.write(held, ROWS[3:7])
+    with pytest.raises(DataError, match=r"held\.jsonl has changed since"):
+        stage.held_out_of(PAIRS, recipe, hashes, renderer)
+    assert len(stage.held_out_of(PAIRS, recipe, {}, renderer)) == 4
+
+
+def test_a_run_whose_hash_is_not_known_has_no_held_out_rows(tmp_path, tokenizer):
+    rows = small.write(tmp_path / "rows.jsonl", ROWS)
+    recipe = DPORecipe(data=PairDataOptions(path=str(rows), held_out=0.2, max_length=256))
+    with pytest.raises(DataError, match="has changed since"):
+        stage.held_out_of(PAIRS, recipe, {}, Renderer(tokenizer))
 
 
 def test_a_prompt_on_both_sides_is_a_leak():

@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
+from lite_align.data import forest
+from lite_align.data.types import Rendered
 from lite_align.errors import UserError
-from lite_align.model.backbone import Role
+from lite_align.model.backbone import Backbone, Role
+from lite_align.model.load import load_model
 from lite_align.recipe import LoraOptions
 from lite_align.train.finished import attach, read_finished, require_policy
 from tests import finished
@@ -93,3 +96,30 @@ def test_a_role_takes_an_adapter_of_another_shape(tmp_path, tiny_llama):
     fresh = first.backbone("cpu")
     with fresh.role(Role.POLICY):
         assert torch.equal(again, logits(fresh.model))
+
+
+def scores(backbone: Backbone) -> torch.Tensor:
+    rendered = Rendered((1, 20, 30, 40, 50, 60), (False,) * 3 + (True,) * 3)
+    with torch.no_grad(), backbone.role(Role.REWARD):
+        return backbone.scores(forest.batch([forest.single(0, rendered)]))
+
+
+def test_a_reward_of_another_shape_comes_with_its_head(tmp_path, tiny_llama):
+    """First where there was none, then in the place of another, then of one with the same shape."""
+    run = read_finished(finished.run(tmp_path / "run", tiny_llama))
+    backbone = run.backbone("cpu")
+    policy = logits(backbone.model)
+    narrow = LoraOptions(rank=2, alpha=6.0, targets=("q_proj", "v_proj"))
+    for number, shape in enumerate((finished.LORA, narrow, narrow)):
+        model = load_model(run.recipe.model, device="cpu")
+        alone = Backbone(model, shape, seed=0, role=Role.REWARD)
+        finished.move(alone, Role.REWARD, 0.2, seed=number)
+        alone.save_adapter(Role.REWARD, tmp_path / str(number))
+        before = dict(backbone.parameters(Role.REWARD)) if number else {}
+        attach(backbone, Role.REWARD, tmp_path / str(number))
+        kept = [before.get(name) is one for name, one in backbone.parameters(Role.REWARD)]
+        assert all(kept) if number == 2 else not any(kept)  # the same shape is filled in place
+        assert torch.equal(scores(backbone), scores(alone))
+        assert backbone.adapter_sha256(Role.REWARD) == alone.adapter_sha256(Role.REWARD)
+        assert not any(parameter.requires_grad for _, parameter in backbone.parameters(Role.REWARD))
+        assert torch.equal(logits(backbone.model), policy)
