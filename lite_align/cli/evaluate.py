@@ -21,6 +21,12 @@ Temperature = Annotated[
     float, typer.Option("--temperature", metavar="T", min=0.0, help="0: always the likeliest token.")
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer.")]
+JudgeModel = Annotated[
+    str | None, typer.Option("--judge-model", metavar="NAME", help="Name of the model at the URL.")
+]
+Rubric = Annotated[
+    Path | None, typer.Option("--rubric", metavar="YAML", help="What to judge by [default: ours].")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the sampling.")]
 
 
@@ -78,12 +84,8 @@ def compare(
         str,
         typer.Option("--by", metavar="JUDGE", help="base, a reward RUN, a URL, FILE.py:NAME, or people."),
     ] = "base",
-    judge_model: Annotated[
-        str | None, typer.Option("--judge-model", metavar="NAME", help="Name of the model at the URL.")
-    ] = None,
-    rubric: Annotated[
-        Path | None, typer.Option("--rubric", metavar="YAML", help="What to judge by [default: ours].")
-    ] = None,
+    judge_model: JudgeModel = None,
+    rubric: Rubric = None,
     votes: Annotated[
         str | None,
         typer.Option("--votes", metavar="VOTES", help="Count these votes; nothing is loaded or sampled."),
@@ -146,12 +148,8 @@ def promote(
     by: Annotated[
         str, typer.Option("--by", metavar="JUDGE", help="base, a reward RUN, a URL, or FILE.py:NAME.")
     ] = "base",
-    judge_model: Annotated[
-        str | None, typer.Option("--judge-model", metavar="NAME", help="Name of the model at the URL.")
-    ] = None,
-    rubric: Annotated[
-        Path | None, typer.Option("--rubric", metavar="YAML", help="What to judge by [default: ours].")
-    ] = None,
+    judge_model: JudgeModel = None,
+    rubric: Rubric = None,
     probes: Annotated[
         str | None,
         typer.Option("--probes", metavar="FILE", help="Adversarial suite of which nothing may newly fail."),

@@ -8,10 +8,18 @@ It is called in both orders, with what it asks for by name: `prompt`, `messages`
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from lite_align.data.votes import Comparison, Source
 from lite_align.errors import UserError
-from lite_align.flywheel.judges.judgement import Advance, Judgement, Reply, in_both_orders, swapped
+from lite_align.flywheel.judges.judgement import (
+    Advance,
+    Judgement,
+    Reply,
+    Verdict,
+    in_both_orders,
+    swapped,
+)
 from lite_align.stages.user_function import NeverStarts, NoValue, UserFunction, turns
 from lite_align.train import files
 
@@ -76,4 +84,5 @@ class FunctionJudge:
                 details=[error.error.what, *error.error.details],
                 remedy="Correct it and give the command again; what is judged stays.",
             ) from error
-        return Reply(value) if isinstance(value, str) else Reply.likely(value)  # type: ignore[arg-type]
+        # The child lets no other text through.
+        return Reply(cast(Verdict, value)) if isinstance(value, str) else Reply.likely(value)

@@ -142,10 +142,11 @@ def _emptied(rendered: Rendered) -> Rendered:
 
 
 def _reply(a: float | Unusable, b: float | Unusable) -> Reply:
-    for score in (a, b):
-        if isinstance(score, Unusable):
-            return Reply.failed(score.reason.replace("_", " "), score.detail)
-    return Reply.likely(sigmoid(float(a) - float(b)))  # type: ignore[arg-type]
+    if isinstance(a, Unusable) or isinstance(b, Unusable):
+        unusable = a if isinstance(a, Unusable) else b
+        assert isinstance(unusable, Unusable)
+        return Reply.failed(unusable.reason.replace("_", " "), unusable.detail)
+    return Reply.likely(sigmoid(a - b))
 
 
 def sigmoid(x: float) -> float:
