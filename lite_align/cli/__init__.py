@@ -59,6 +59,7 @@ for _verb in (
     flywheel.label,
     flywheel.agreement,
     flywheel.judge,
+    flywheel.loop,
     inspect.doctor,
     inspect.losses,
     inspect.runs,

@@ -1,7 +1,5 @@
 """`eval`, `compare`, `promote`, `rollback`, `sample`: what models say to prompts, and what follows from it."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +26,6 @@ Rubric = Annotated[
     Path | None, typer.Option("--rubric", metavar="YAML", help="What to judge by [default: ours].")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the sampling.")]
-
-
-def typed() -> str:
-    """The command line as it was typed."""
-    return shlex.join(["lite-align", *sys.argv[1:]])
 
 
 def eval_(
@@ -67,7 +60,7 @@ def eval_(
 
     sampling = Sampling(temperature, 1.0, max_tokens, seed)
     wanted = evaluation.Options(
-        data, probes, prompts, samples, sampling, model, out, tuple(gate or ()), typed()
+        data, probes, prompts, samples, sampling, model, out, tuple(gate or ()), options.typed()
     )
     raise typer.Exit(evaluation.evaluate(run, wanted, View(quiet, json)))
 
@@ -118,7 +111,7 @@ def compare(
     sampling = Sampling(temperature, 1.0, max_tokens, seed)
     gates = tuple(gate or ())
     wanted = comparing.Options(
-        data, prompts, samples, sampling, judge, votes, humans, model, out, gates, typed()
+        data, prompts, samples, sampling, judge, votes, humans, model, out, gates, options.typed()
     )
     raise typer.Exit(comparing.compare(models, wanted, View(quiet, json)))
 

@@ -93,6 +93,28 @@ def agreement(
     report(files, View(json=json), pairs=to[1] if to else None)
 
 
+def loop(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML with a block loop; see recipes/.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the loop [default: runs/NAME].")
+    ] = None,
+    sets: options.Sets = None,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Rounds of sample, label or judge, DPO and promote, until a gate stops them."""
+    from lite_align.recipe import load_loop
+    from lite_align.view import View
+
+    plan = load_loop(recipe, sets or ())
+
+    from lite_align.flywheel.loop import loop
+
+    raise typer.Exit(loop(plan, out, options.typed(), View(quiet, json), dry_run=dry_run))
+
+
 def judge(
     file: Annotated[
         str,

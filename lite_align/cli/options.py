@@ -1,5 +1,7 @@
 """Arguments and options that several commands share, each with its help text."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,3 +54,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Only the last lines: held 
 Json = Annotated[bool, typer.Option("--json", help="Only the run's record, as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/dpo-data-0001.")]
+
+
+def typed() -> str:
+    """The command line as it was typed."""
+    return shlex.join(["lite-align", *sys.argv[1:]])

@@ -1,8 +1,6 @@
 """The verbs that train, and `lite-align run RECIPE`: build the recipe, start the stage."""
 
 import inspect
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,8 +93,10 @@ def run(
     debug: options.Debug = False,
 ) -> None:
     """Run the stage that a recipe names, or all of its stages."""
-    from lite_align.recipe import is_pipeline, stage_of
+    from lite_align.recipe import is_loop, is_pipeline, stage_of
 
+    if is_loop(recipe):
+        raise RecipeError(f"{recipe} is the recipe of a loop", remedy=f"lite-align loop {recipe}")
     flags = _flags(model, from_, seed, format, map)
     command = _command(out, resume, accept_drift, dry_run)
     if is_pipeline(recipe):
@@ -164,8 +164,7 @@ def _command(
     accept_drift: Sequence[str] | None,
     dry_run: bool,
 ) -> CommandOptions:
-    typed = shlex.join(["lite-align", *sys.argv[1:]])
-    return CommandOptions(out, resume, tuple(accept_drift or ()), dry_run, typed)
+    return CommandOptions(out, resume, tuple(accept_drift or ()), dry_run, options.typed())
 
 
 def _train(

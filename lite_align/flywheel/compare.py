@@ -119,7 +119,7 @@ def compare(names: Sequence[str], options: Options, view: View) -> int:
     view.section("saved", f"{out}")
     view.section("next", f"lite-align report {out}")
     view.json_record(record)
-    return gating.settle(wanted, figures, out, view) if wanted else 0
+    return gating.exit_code(gating.settle(wanted, figures, out, view) if wanted else [])
 
 
 def _counted(votes: str, people: Sequence[Vote] | None) -> Judged:

@@ -13,12 +13,12 @@ from lite_align.evaluate import figures, gates
 from lite_align.evaluate.figures import Figure, Figures
 from lite_align.evaluate.statistics import signed
 from lite_align.flywheel import gating, questions, sides
-from lite_align.flywheel.bench import Bench
+from lite_align.flywheel.bench import Answer, Bench
 from lite_align.flywheel.questions import Measurable, Questions, expectation
 from lite_align.flywheel.replies import Reply, measure, measure_probes
 from lite_align.losses import ppo
 from lite_align.model.backbone import Role
-from lite_align.stages.rollouts import Collector
+from lite_align.stages.rollouts import Asked, Collector
 from lite_align.stages.speaker import Sampling
 from lite_align.train import files
 from lite_align.view import View, number
@@ -107,7 +107,7 @@ def evaluate(name: str, options: Options, view: View) -> int:
     show(found, view)
     view.section("saved", f"{out / FILE}")
     view.json_record(record)
-    return gating.settle(wanted, found, out, view) if wanted else 0
+    return gating.exit_code(gating.settle(wanted, found, out, view) if wanted else [])
 
 
 def _rows(side: sides.Side, options: Options, bench: Bench) -> Measurable:
@@ -168,13 +168,18 @@ def replies_of(
             bench.answers(role, prompts, samples, bar.advance, collector=collector)
             for role in (Role.REFERENCE, Role.POLICY)
         )
-    rollout = bench.collector.score(prompts, [answer.sampled for answer in after], samples)
-    kl = rollout.ragged.padded(ppo.k1(rollout.logps, rollout.reference_logps)).sum(1).tolist()
+    kl = kl_of(bench, prompts, after, samples)
     groups = [slice(n * samples, (n + 1) * samples) for n in range(len(prompts))]
     return [
         Reply(one, asked.name, expectation(one.columns, one.row.source), before[own], after[own], kl[own])
         for one, own in zip(prompts, groups, strict=True)
     ]
+
+
+def kl_of(bench: Bench, prompts: Sequence[Asked], answers: Sequence[Answer], samples: int) -> list[float]:
+    """KL of POLICY to REFERENCE in each of POLICY's answers, nats (k1: the sum of the log-ratios of its tokens)."""
+    rollout = bench.collector.score(prompts, [answer.sampled for answer in answers], samples)
+    return rollout.ragged.padded(ppo.k1(rollout.logps, rollout.reference_logps)).sum(1).tolist()
 
 
 def _data_record(asked: Questions | None, rows: Measurable) -> dict[str, Any]:

@@ -15,11 +15,16 @@ from lite_align.view import View, number
 FILE = "gates.json"
 
 
-def settle(wanted: Sequence[Gate], figures: Figures, folder: Path, view: View) -> int:
-    """Judge gates, write gates.json into a folder, show them, and return the exit code."""
+def settle(wanted: Sequence[Gate], figures: Figures, folder: Path, view: View) -> list[Outcome]:
+    """Judge gates, write gates.json into a folder, and show them."""
     outcomes = gates.judge(wanted, figures)
     write(outcomes, folder)
     show(outcomes, view)
+    return outcomes
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 if every gate passed, as where there is none, else 3."""
     return 0 if gates.passed(outcomes) else GateFailed.exit_code
 
 

@@ -204,7 +204,6 @@ def _record(
     options: JudgeOptions, file: str, sha256: str, judge: Judge, proof: HumanAgreement, out: Path
 ) -> None:
     """Keep beside the votes what they were made with, by judge."""
-    path = out.with_name(out.name.removesuffix(".jsonl") + RECORD)
     rubric = read_rubric(Rubric, options.asked.rubric).model_dump() if judge.rubric else None
     entry = {
         "kind": judge.kind,
@@ -215,10 +214,20 @@ def _record(
         "forced": options.force and not proof.proved,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    path = _beside(out)
     with files.explained(path):
-        stored = json.loads(path.read_bytes())["judges"] if path.exists() else {}
-        content = {"schema": 1, "judges": {**stored, judge.name: entry}}
+        content = {"schema": 1, "judges": {**stored(out), judge.name: entry}}
         files.replace(path, files.dump_json(content, indent=1))
+
+
+def stored(out: Path) -> dict[str, dict[str, Any]]:
+    """What is kept beside a file of votes, by judge; the last one labelled last."""
+    path = _beside(out)
+    return json.loads(path.read_bytes())["judges"] if path.exists() else {}
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix(".jsonl") + RECORD)
 
 
 def _report(

@@ -1,27 +1,31 @@
 """`lite-align promote RUN` and `rollback`: the pointer of a project moves only through its gates, and back."""
 
-from collections.abc import Sequence
+import json
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lite_align.errors import GateFailed, UserError
-from lite_align.evaluate import gates
+from lite_align.evaluate import figures, gates
 from lite_align.evaluate.agreement import TooFew, agreement
 from lite_align.evaluate.figures import Figure, Figures
 from lite_align.evaluate.gates import Gate, Limits
 from lite_align.flywheel import compare, gating, items, project, questions, sides
 from lite_align.flywheel.bench import Bench
-from lite_align.flywheel.evaluation import replies_of
+from lite_align.flywheel.evaluation import kl_of, replies_of
 from lite_align.flywheel.judges.opening import Asked as AskedJudge
 from lite_align.flywheel.judges.opening import open_judge
-from lite_align.flywheel.project import Project, event
+from lite_align.flywheel.project import Event, Project, event
 from lite_align.flywheel.replies import measure, measure_probes
 from lite_align.flywheel.sides import BASE, Side
 from lite_align.model.backbone import Role
 from lite_align.stages.speaker import Sampling
+from lite_align.train import files
 from lite_align.train.finished import FinishedRun
 from lite_align.view import View
+
+FILE = "promotion.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Options:
         limits: thresholds of the defaults.
         who: promotes; None: the user of this machine.
         why: in their words.
+        start: what is current while nothing is promoted, and what the KL of the figure `kl_start` is taken to.
     """
 
     folder: Path
@@ -53,6 +58,7 @@ class Options:
     limits: Limits
     who: str | None
     why: str
+    start: str = BASE
 
 
 def promote(name: str, options: Options, view: View) -> int:
@@ -63,14 +69,12 @@ def promote(name: str, options: Options, view: View) -> int:
     Raises:
         UserError: it cannot be promoted, or the sealed prompts are used up or were changed.
     """
-    wanted = [gates.parse(text) for text in options.gates]
-    has_probes, has_labels = options.probes is not None, options.labels is not None
-    wanted = wanted or gates.defaults(options.limits, probes=has_probes, labels=has_labels)
+    conditions = wanted(options)
     side = sides.find(name)
     if side.run is None:
         raise UserError(f"{name} is no run folder.", remedy="Give a finished run of sft, dpo or ppo.")
     with project.opened(options.folder, create=True) as opened:
-        current = _current(opened, side)
+        current = _current(opened, side, options.start)
         asked = _sealed(opened, options)
         view.section(
             "promote",
@@ -79,15 +83,33 @@ def promote(name: str, options: Options, view: View) -> int:
         )
         opened.add(event("used", options.who, run=name, adapter=side.sha256, sha256=asked.sha256))
         found = _measured(side, current, asked, options, view)
-        passed = _settled(wanted, found, side.run, view)
-        kind = "promoted" if passed else "refused"
-        outcomes = [one.record() for one in gates.judge(wanted, found)]
-        facts = {"run": name, "adapter": side.sha256, "why": options.why, "gates": outcomes}
-        opened.add(event(kind, options.who, **facts))
+        outcomes = gating.settle(conditions, found, side.run.folder, view)
+        passed = gates.passed(outcomes)
+        facts = {"run": name, "adapter": side.sha256, "why": options.why}
+        told = [one.record() for one in outcomes]
+        decided = event("promoted" if passed else "refused", options.who, **facts, gates=told)
+        _record(decided, current, found, options, side.run)
+        opened.add(decided)
         view.section(
             "verdict", f"{name} is current." if passed else f"Refused: {current.name} stays current."
         )
     return 0 if passed else GateFailed.exit_code
+
+
+def wanted(options: Options) -> list[Gate]:
+    """The gates of a promotion.
+
+    Raises:
+        UserError: one of those that were given is none.
+    """
+    given = [gates.parse(text) for text in options.gates]
+    has_probes, has_labels = options.probes is not None, options.labels is not None
+    return given or gates.defaults(options.limits, probes=has_probes, labels=has_labels)
+
+
+def read(run: Path) -> dict[str, Any]:
+    """What was decided last of a run, and every figure: its promotion.json."""
+    return json.loads((run / FILE).read_bytes())
 
 
 def rollback(folder: Path, who: str | None, why: str, view: View) -> None:
@@ -106,10 +128,10 @@ def rollback(folder: Path, who: str | None, why: str, view: View) -> None:
         view.section("rollback", f"{left.run} was current; now {before.run if before else 'the base'} is.")
 
 
-def _current(opened: Project, side: Side) -> Side:
-    """What is current: a promoted run, unchanged since, or the base."""
+def _current(opened: Project, side: Side, start: str) -> Side:
+    """What is current: a promoted run, unchanged since, or the start."""
     if opened.current is None:
-        return Side(BASE)
+        return sides.find(start)
     current = sides.find(opened.current.run)
     if current.sha256 != opened.current.adapter:
         raise UserError(
@@ -149,7 +171,8 @@ def _sealed(opened: Project, options: Options) -> questions.Questions:
 def _measured(side: Side, current: Side, asked: questions.Questions, options: Options, view: View) -> Figures:
     """Figures of the run against the current one: what both said is measured and judged, sampled once."""
     probes = None if options.probes is None else questions.read(options.probes, marked=True)
-    base = sides.common_base([side, current])
+    start = sides.find(options.start)
+    base = sides.common_base([side, current, start])
     bench = Bench(base, [side, current], options.sampling, view)
     bench.put(current, Role.REFERENCE)
     bench.put(side, Role.POLICY)
@@ -163,6 +186,9 @@ def _measured(side: Side, current: Side, asked: questions.Questions, options: Op
     if probes is not None:
         suite = replies_of(probes, bench, 1, view, collector=bench.greedy)
         found["new_failures"] = measure_probes(suite)["new_failures"]
+    bench.put(start, Role.REFERENCE)  # last: up to here the reference is the current one
+    drift = kl_of(bench, prompts, after, 1)
+    found |= figures.measure("kl_start", {figures.ALL: range(len(drift))}, drift, unit="nats", better="lower")
     return found | _alpha(options.labels)
 
 
@@ -174,5 +200,19 @@ def _alpha(labels: str | None) -> Figures:
     return {} if isinstance(alpha, TooFew) else {"alpha": Figure.of(alpha, "", "higher")}
 
 
-def _settled(wanted: Sequence[Gate], found: Figures, run: FinishedRun, view: View) -> bool:
-    return gating.settle(wanted, found, run.folder, view) == 0
+def _record(decided: Event, current: Side, found: Figures, options: Options, run: FinishedRun) -> None:
+    """Write promotion.json into the run folder: what was decided, against what, and every figure."""
+    record = {
+        "schema": 1,
+        "time": decided.time,
+        "who": decided.who,
+        "why": decided.why,
+        "run": decided.run,
+        "against": current.name,
+        "project": str(options.folder),
+        "passed": decided.kind == "promoted",
+        "figures": {name: figure.record() for name, figure in found.items()},
+        "gates": decided.gates,
+    }
+    with files.explained(run.folder / FILE):
+        files.replace(run.folder / FILE, files.dump_json(record, indent=1))

@@ -44,6 +44,17 @@ class Questions:
         rest = [f"{self.repeated:,} repeated"] if self.repeated else []
         return " · ".join((f"{len(self.prompts):,} prompts of {self.name}", *rest, *self.left_out))
 
+    def part(self, skip: int, most: int | None) -> "Questions":
+        """So many from a place on, as if the file began anew at its end; all of them where `most` is None."""
+        if most is None:
+            return self
+        numbers = [(skip + n) % len(self.prompts) for n in range(min(most, len(self.prompts)))]
+        return replace(
+            self,
+            prompts=tuple(self.prompts[n] for n in numbers),
+            columns=tuple(self.columns[n] for n in numbers),
+        )
+
     def first(self, most: int) -> "Questions":
         """The first ones; how many were left out is kept."""
         if len(self.prompts) <= most:

@@ -41,6 +41,7 @@ class Options:
         best: so many of the best by that score are kept; 0: all.
         out: file of candidates.
         model: name of the base, where nothing says it.
+        skip, prompts: the part of the file that is answered: so many prompts from a place on; None: all.
     """
 
     data: str
@@ -51,6 +52,8 @@ class Options:
     best: int = 0
     out: Path = Path("candidates.jsonl")
     model: str | None = None
+    skip: int = 0
+    prompts: int | None = None
 
 
 def sample(name: str, options: Options, view: View) -> None:
@@ -65,10 +68,13 @@ def sample(name: str, options: Options, view: View) -> None:
     if options.against is not None:
         other = wanted[0].reference if options.against == REFERENCE else sides.find(options.against)
         wanted.append(other)
-    asked = questions.read(options.data)
+    asked = questions.read(options.data).part(options.skip, options.prompts)
     reward = None if options.reward is None else read_reward(options.reward)
     begun = _settings(wanted, asked.sha256, options)
     known = _resumed(options.out, begun)
+    if len(known) == len(asked.prompts):
+        view.section("saved", f"{options.out}: all {len(known):,} prompts have their answers already")
+        return
     bench = Bench(sides.common_base(wanted, options.model), wanted, options.sampling, view)
     judge = None if reward is None else RewardJudge(reward, *local(bench))
     prompts = bench.ask(asked)
@@ -102,6 +108,7 @@ def _settings(wanted: Sequence[Side], data: str, options: Options) -> dict[str, 
     return {
         "sides": [side.facts for side in wanted],
         "data": data,
+        "part": [options.skip, options.prompts],
         "samples": options.samples,
         "sampling": asdict(options.sampling),
         "reward": str(options.reward or ""),

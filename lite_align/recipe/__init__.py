@@ -14,6 +14,8 @@ from lite_align.recipe.load import (
     resolve_auto,
     stage_of,
 )
+from lite_align.recipe.load_loop import Loop, is_loop, load_loop
+from lite_align.recipe.loop import PEOPLE, LoopRecipe
 from lite_align.recipe.pipeline import (
     CONTINUES,
     TRAINS,
@@ -47,6 +49,7 @@ from lite_align.recipe.schema import (
 __all__ = [
     "CONTINUES",
     "FLAGS",
+    "PEOPLE",
     "PROJECTIONS",
     "STAGES",
     "TRAINS",
@@ -55,6 +58,8 @@ __all__ = [
     "DataOptions",
     "GuardOptions",
     "Key",
+    "Loop",
+    "LoopRecipe",
     "LoraOptions",
     "LossOptions",
     "ModelOptions",
@@ -80,9 +85,11 @@ __all__ = [
     "flatten",
     "from_dict",
     "inherit",
+    "is_loop",
     "is_pipeline",
     "keys",
     "load",
+    "load_loop",
     "load_pipeline",
     "memory_levers",
     "nearest",

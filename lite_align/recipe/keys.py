@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
-from lite_align.recipe.schema import STAGES, Block, Recipe
+from lite_align.recipe.block import Block
+from lite_align.recipe.loop import LoopRecipe
+from lite_align.recipe.schema import STAGES, Recipe
 from lite_align.recipe.yaml import scalar
+
+SCHEMAS: dict[str, type[Recipe | LoopRecipe]] = {**STAGES, "loop": LoopRecipe}
+"""What a recipe file can be for."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Key:
 def keys(stage: str) -> dict[str, Key]:
     """List every setting of a stage by its dotted name, in the order of the schema (without `stage`)."""
     found: dict[str, Key] = {}
-    for block_name, block_field in STAGES[stage].model_fields.items():
+    for block_name, block_field in SCHEMAS[stage].model_fields.items():
         if block_name == "stage":
             continue
         block = cast(type[Block], block_field.annotation)
@@ -50,7 +55,7 @@ def blocks(stage: str) -> dict[str, str]:
     """Name and one-sentence help of each block of a stage."""
     return {
         name: (cast(type[Block], field.annotation).__doc__ or "").strip()
-        for name, field in STAGES[stage].model_fields.items()
+        for name, field in SCHEMAS[stage].model_fields.items()
         if name != "stage"
     }
 
@@ -60,7 +65,7 @@ def drift_classes(stage: str) -> dict[str, str]:
     return {name: key.drift for name, key in keys(stage).items()}
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
+def to_dict(recipe: Recipe | LoopRecipe) -> dict[str, Any]:
     """The recipe as nested dicts of JSON values."""
     return recipe.model_dump(mode="json")
 

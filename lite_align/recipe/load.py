@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import ValidationError
 
 from lite_align.errors import RecipeError
-from lite_align.recipe.keys import blocks, flatten, keys, to_dict, with_provenance, yaml_value
+from lite_align.recipe.keys import SCHEMAS, blocks, flatten, keys, to_dict, with_provenance, yaml_value
+from lite_align.recipe.loop import LoopRecipe
 from lite_align.recipe.schema import STAGES, Recipe
 from lite_align.recipe.secrets import holds_secret
 from lite_align.recipe.yaml import MAX_BYTES, Document, read, scalar
@@ -49,7 +50,7 @@ _OTHER_NAMES = {
     "init_kl_coef": "ppo.kl",
 }
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe, covariant=True)
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | LoopRecipe, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -343,14 +344,14 @@ def take_sets(values: Values, sets: Sequence[str], direct: Mapping[str, str]) ->
             values.add(dotted, scalar(raw), origin="--set")
 
 
-def validate(values: Values) -> Recipe | None:
+def validate(values: Values) -> Any:
     """The recipe of the values; None, with the mistakes noted, if they do not fit."""
     nested: dict[str, Any] = {"stage": values.stage}
     for dotted, value in values.given.items():
         block, _, name = dotted.partition(".")
         nested.setdefault(block, {})[name] = value
     try:
-        return STAGES[values.stage].model_validate(nested)
+        return SCHEMAS[values.stage].model_validate(nested)
     except ValidationError as error:
         table = keys(values.stage)
         told: set[str] = set()
@@ -389,6 +390,20 @@ def _line_number(problem: tuple[str, str]) -> tuple[bool, int]:
     place = problem[0]
     line = place.rpartition(":")[2]
     return not place, int(line) if line.isdecimal() else 0
+
+
+def folder_name(name: str, path: Path, block: str) -> str:
+    """A name that a folder below runs/ can have.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    if not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+        raise RecipeError(
+            f"{path}: {block} is {name}; letters, digits, dashes and underscores expected",
+            remedy="It names the folder of the runs.",
+        )
+    return name
 
 
 def as_mapping(value: object) -> dict[str, object] | None:

@@ -16,13 +16,13 @@ from typing import Any, cast
 
 from pydantic import Field, ValidationError
 
-from lite_align.errors import RecipeError
 from lite_align.recipe.keys import blocks, keys
 from lite_align.recipe.load import (
     FLAGS,
     Resolved,
     Values,
     as_mapping,
+    folder_name,
     raise_problems,
     read_file,
     take_content,
@@ -143,7 +143,9 @@ def load_pipeline(
     seeds, score = _seeds(draft, content.get("seeds")), _score(draft, content.get("score"), sets)
     if draft.problems:
         raise wrong_settings("", draft.problems)
-    return Pipeline(_name(content.get("pipeline"), recipe_file), tuple(steps), seeds, score)
+    named = content.get("pipeline")
+    name = named if isinstance(named, str) and named else recipe_file.stem
+    return Pipeline(folder_name(name, recipe_file, "pipeline"), tuple(steps), seeds, score)
 
 
 def _step(
@@ -299,14 +301,3 @@ def _score(draft: _Draft, value: object, sets: Sequence[str]) -> ScoreOptions | 
             )
             draft.wrong(f"score.{name}", f"score.{name}: {detail['msg']}{near}")
         return None
-
-
-def _name(value: object, path: Path) -> str:
-    """Name of the folder of the pipeline below runs/."""
-    name = value if isinstance(value, str) and value else path.stem
-    if not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
-        raise RecipeError(
-            f"{path}: pipeline is {name}; letters, digits, dashes and underscores expected",
-            remedy="It names the folder of the runs.",
-        )
-    return name

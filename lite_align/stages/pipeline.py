@@ -6,23 +6,21 @@ the adapter that it continues.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lite_align.data import sources
-from lite_align.errors import UserError
 from lite_align.model import load
 from lite_align.model.backbone import adapter_digest
 from lite_align.model.folder import fingerprint, locate
 from lite_align.recipe import TRAINS, Pipeline, PPOOptions, Resolved, Step, to_dict
 from lite_align.stages import lineage, rows, score, session
 from lite_align.stages.command import CommandOptions
+from lite_align.stages.places import Places
 from lite_align.stages.reward_function import located
 from lite_align.stages.training import procedure_of, train
-from lite_align.train import files
 from lite_align.train.record import RECORD, read_record
 from lite_align.view import View
 
@@ -44,11 +42,8 @@ def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
         LiteAlignError: of the first stage that stops; what was finished before stays.
     """
     root = command.out or session.RUNS / pipeline.name
-    if root.exists() and not (root / STATE).exists() and any(root.iterdir()):
-        raise UserError(
-            f"{root} is in use and is not the folder of a pipeline.",
-            remedy="Choose another --out, or another name: `pipeline: NAME` in the recipe.",
-        )
+    places = Places(root, STATE)
+    places.require_own("pipeline", "Choose another --out, or another name: `pipeline: NAME` in the recipe.")
     require_runnable(pipeline)
     folders: dict[str, Path] = {}
     for number, step in enumerate(pipeline.steps, 1):
@@ -60,14 +55,14 @@ def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
             continue
         resolved = _started(step, folders)
         digest = inputs(resolved)
-        place = find(root, step.name, digest)
+        place = find(places, step.name, digest)
         if place.state == "finished":
             folders[step.name] = place.folder
             view.section(step.name, f"{place.folder} · unchanged, skipped")
             continue
         view.section(step.name, f"{number} of {len(pipeline.steps)} · {step.stage} → {place.folder}")
         if not command.dry_run:
-            _note(root, step.name, place.folder, digest)
+            places.note(step.name, place.folder, digest)
         options = replace(command, out=place.folder, resume=place.state == "interrupted")
         found = train(resolved, options, view)
         if found is not None:
@@ -146,44 +141,13 @@ def _inputs_of_ppo(options: PPOOptions) -> dict[str, str]:
     return found
 
 
-def find(root: Path, name: str, digest: str) -> Place:
-    """The folder where a step with these inputs was run or is to be run; another one is never written over."""
-    known = _state(root).get(name, {})
-    if known.get("inputs") == digest:
-        folder = root / str(known["folder"])
-        if (folder / RECORD).is_file():
-            finished = read_record(folder)["status"] == "finished" and (folder / "report.html").is_file()
-            return Place(folder, "finished" if finished else "interrupted")
-        return Place(folder, "interrupted" if folder.is_dir() else "new")
-    number = 1
-    while (root / _numbered(name, number)).exists():
-        number += 1
-    return Place(root / _numbered(name, number), "new")
-
-
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}-{number:04d}"
-
-
-def _state(root: Path) -> dict[str, dict[str, str]]:
-    try:
-        found = json.loads((root / STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(
-            f"{root / STATE} cannot be read: {error}",
-            remedy="Delete it: then every stage runs again in a new folder.",
-        ) from error
-    return found
-
-
-def _note(root: Path, name: str, folder: Path, digest: str) -> None:
-    """Write down what a step is about to be made of."""
-    state = {**_state(root), name: {"folder": folder.name, "inputs": digest}}
-    with files.explained(root):
-        root.mkdir(parents=True, exist_ok=True)
-        files.replace(root / STATE, files.dump_json(state, indent=1))
+def find(places: Places, name: str, digest: str) -> Place:
+    """The folder where a step with these inputs was run or is to be run."""
+    folder, begun = places.find(name, digest)
+    if begun and (folder / RECORD).is_file():
+        finished = read_record(folder)["status"] == "finished" and (folder / "report.html").is_file()
+        return Place(folder, "finished" if finished else "interrupted")
+    return Place(folder, "interrupted" if begun and folder.is_dir() else "new")
 
 
 def conclude(

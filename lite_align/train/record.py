@@ -130,8 +130,12 @@ class RunSummary:
 
 
 def list_runs(root: Path) -> list[RunSummary]:
-    """The runs under `root` and in the pipelines there, oldest first; a damaged record is "unreadable"."""
-    nested = sorted(path.parent for path in root.glob(f"*/*/{RECORD}"))
+    """The runs under `root`, in the pipelines and in the rounds of loops there, oldest first; a damaged record is
+    "unreadable".
+    """
+    nested = sorted(
+        path.parent for depth in ("*/*", "*/round-*/*") for path in root.glob(f"{depth}/{RECORD}")
+    )
     return sorted(
         map(_summary, _run_folders(root) + nested), key=lambda summary: (summary.started, summary.folder.name)
     )

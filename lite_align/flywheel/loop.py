@@ -1,0 +1,343 @@
+"""`lite-align loop RECIPE`: what is current answers, is judged, learns, and is replaced where it got better; and again.
+
+With a reward run as the judge this is online DPO (Guo et al. 2024, arXiv 2402.04792), gated. The folder of a loop has
+one folder a round, see `round.py`; `loop.json` says what each round was made of, `rounds.json` what came of it, and the
+log of the project what was promoted. A command that was stopped goes on in any step; what was promoted is not made
+again.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lite_align.data import sources
+from lite_align.data.split import prompt_key
+from lite_align.errors import GateFailed, UserError
+from lite_align.flywheel import items, project, promotion, questions, round, sides
+from lite_align.flywheel.judges.opening import Asked
+from lite_align.flywheel.project import Event, Project
+from lite_align.flywheel.questions import Questions
+from lite_align.flywheel.round import Round, Waiting
+from lite_align.flywheel.rubrics import Rubric
+from lite_align.flywheel.rubrics import read as read_rubric
+from lite_align.model.backbone import adapter_digest
+from lite_align.recipe import PEOPLE, Loop, drift_classes, flatten, to_dict
+from lite_align.stages import pipeline, session, user_function
+from lite_align.stages.places import Places
+from lite_align.stages.score import digest_of
+from lite_align.train import files
+from lite_align.train.finished import read_reward
+from lite_align.train.lock import FolderLock
+from lite_align.view import View, number
+
+STATE, ROUNDS, LOCK = "loop.json", "rounds.json", "loop.lock"
+
+PROMOTED = "promoted"
+"""Status of a round that the next one starts from; after any other the loop stops."""
+
+
+@dataclass
+class Looping:
+    """A loop that runs.
+
+    Attributes:
+        plan: its recipe.
+        root: its folder.
+        places: the folders of its rounds.
+        command: as typed.
+        records: of its rounds so far, as in rounds.json.
+    """
+
+    plan: Loop
+    root: Path
+    places: Places
+    command: str
+    records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    @property
+    def project(self) -> Path:
+        """Where the pointer is."""
+        named = self.plan.own.recipe.loop.project
+        return Path(named) if named else self.root / "project"
+
+
+def loop(plan: Loop, out: Path | None, command: str, view: View, *, dry_run: bool = False) -> int:
+    """Run what is not done yet, round after round, and return the exit code: 3 where a gate stopped it.
+
+    Raises:
+        LiteAlignError: of the step that stops; what was finished before stays.
+    """
+    root = out or session.RUNS / plan.name
+    one = Looping(plan, root, Places(root, STATE), command)
+    one.places.require_own("loop", "Choose another --out, or another loop.name.")
+    asked, sealed = look(plan)
+    show_plan(one, asked, sealed, view)
+    if dry_run:
+        view.section("next", "Leave out --dry-run to begin; nothing was written.")
+        return 0
+    with files.explained(root):
+        root.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock.acquire(root, LOCK)
+    try:
+        return _rounds(one, asked, view)
+    finally:
+        lock.release()
+
+
+def _rounds(one: Looping, asked: Questions, view: View) -> int:
+    rounds = one.plan.own.recipe.loop.rounds
+    for n in range(1, rounds + 1):
+        view.section(f"round {n}", f"of {rounds}")
+        try:
+            record = _round(one, n, asked, view)
+        except Waiting as waiting:
+            record = {"round": n, "status": "waiting", "why": str(waiting)}
+        except GateFailed as error:
+            _keep(one, {"round": n, "status": "stopped", "why": error.what})
+            show(one, view)
+            raise
+        _keep(one, record)
+        if record["status"] != PROMOTED:
+            break
+    show(one, view)
+    return 0 if one.records[-1]["status"] in (PROMOTED, "waiting") else GateFailed.exit_code
+
+
+def _keep(one: Looping, record: dict[str, Any]) -> None:
+    one.records.append(record)
+    with files.explained(one.root):
+        content = {"schema": 1, "name": one.plan.name, "rounds": one.records}
+        files.replace(one.root / ROUNDS, files.dump_json(content, indent=1))
+
+
+def _round(one: Looping, n: int, asked: Questions, view: View) -> dict[str, Any]:
+    """What came of a round: from its files if it is decided, else it is run as far as it gets."""
+    name = f"round-{n}"
+    known = _known(one.project)
+    for event in known.released if known else ():
+        run = Path(event.run)
+        if run.parent.parent.resolve() == one.root.resolve() and run.parent.name.partition("-0")[0] == name:
+            done = Round(n, one.plan, one.root / run.parent.name, one.project, "")
+            view.section("skipped", f"{done.run} is promoted")
+            return _record(done, PROMOTED)
+    current = known.current.run if known and known.current else one.plan.own.recipe.loop.start
+    made_of = inputs(one.plan, n, current, asked)
+    folder, begun = one.places.find(name, made_of)
+    this = Round(n, one.plan, folder, one.project, current)
+    if begun and known and (event := _decision(this, known)) is not None:
+        if event.kind == PROMOTED:
+            left = next(e for e in reversed(known.events) if e.kind == "rolled back")
+            return _record(this, "rolled back", f"by {left.who}: {left.why}")
+        wanted = [gate.text for gate in promotion.wanted(round.promotion_of(this))]
+        if wanted == [gate["gate"] for gate in event.gates]:
+            return _record(this, "refused")
+    one.places.note(name, folder, made_of)
+    round.prepare(this, view)
+    round.learn(this, one.command, view)
+    return _record(this, PROMOTED if round.decide_on(this, view) else "refused")
+
+
+def _known(folder: Path) -> Project | None:
+    """The project as it is now; None before it begins."""
+    if not (folder / project.LOG).is_file():
+        return None
+    with project.opened(folder) as opened:
+        return opened
+
+
+def _decision(one: Round, known: Project) -> Event | None:
+    """What was decided last of the run of a round."""
+    kinds = (PROMOTED, "refused")
+    own = [e for e in known.events if e.kind in kinds and Path(e.run).resolve() == one.run.resolve()]
+    return own[-1] if own else None
+
+
+def inputs(plan: Loop, n: int, current: str, asked: Questions) -> str:
+    """Sha256 over everything that the run of a round is made of, with contents in place of names."""
+    classes = drift_classes("loop")
+    own = {key: value for key, value in flatten(to_dict(plan.own.recipe)).items() if classes[key] == "refuse"}
+    own["sample.prompts"] = asked.sha256
+    own["judge.by"] = _contents(round.judge_of(plan, plan.own.recipe.judge.by))
+    if (rubric := plan.own.recipe.judge.rubric) is not None:
+        own["judge.rubric"] = files.sha256(Path(rubric))
+    del own["loop.start"]  # its adapter stands in the recipe below
+    start = Round(n, plan, Path(), Path(), current)
+    return digest_of([n, own, pipeline.inputs(round.resolved(start, data=""))])
+
+
+def _contents(asked: Asked) -> str:
+    """What a judge is, by content where it is a file or a run of ours."""
+    match asked.kind:
+        case "reward" if asked.by != PEOPLE:
+            return adapter_digest(Path(asked.by) / "adapters" / "reward")
+        case "function":
+            path, name = user_function.located(asked.by, "judge.by")
+            return f"{hashlib.sha256(path.read_bytes()).hexdigest()}:{name}"
+        case _:
+            return f"{asked.by} {asked.model}"
+
+
+# Before the first round.
+
+
+def look(plan: Loop) -> tuple[Questions, Questions]:
+    """Find what would stop a later step, and return the prompts of the rounds and the sealed ones.
+
+    Raises:
+        LiteAlignError: a file, a run or a judge is not there or not what it should be.
+        UserError: rounds would be judged on prompts that they are trained on.
+    """
+    recipe = plan.own.recipe
+    for path in (recipe.sample.prompts, recipe.final.prompts, recipe.final.probes, *recipe.judge.humans):
+        if path:
+            sources.require_there(path)
+    sides.find(recipe.loop.start)
+    for by in dict.fromkeys((recipe.judge.by, recipe.final.by)):
+        if by not in (None, PEOPLE):
+            _look_at_judge(round.judge_of(plan, by))
+    promotion.wanted(round.promotion_of(Round(1, plan, Path(), Path(), "")))
+    for path in recipe.judge.humans:
+        items.read(path)
+    if recipe.final.probes is not None:
+        questions.read(recipe.final.probes, marked=True)
+    asked = questions.read(recipe.sample.prompts)
+    sealed = questions.read(recipe.final.prompts, marked=True)
+    trained = {prompt_key(prompt.messages) for prompt in asked.prompts}
+    both = [str(prompt.source) for prompt in sealed.prompts if prompt_key(prompt.messages) in trained]
+    if both:
+        raise UserError(
+            f"{len(both):,} of the sealed prompts of {sealed.name} are prompts of {asked.name} too: rounds would be "
+            "judged on what they were trained on.",
+            details=both,
+            remedy="Take them out of one of the files.",
+        )
+    return asked, sealed
+
+
+def _look_at_judge(asked: Asked) -> None:
+    match asked.kind:
+        case "reward":
+            read_reward(Path(asked.by))
+        case "function":
+            user_function.located(asked.by, "judge.by")
+        case "endpoint":
+            asked.endpoint()
+        case "base":
+            pass
+    if asked.rubric is not None:
+        read_rubric(Rubric, asked.rubric)
+
+
+def show_plan(one: Looping, asked: Questions, sealed: Questions, view: View) -> None:
+    """What the rounds will do."""
+    recipe = one.plan.own.recipe
+    per_round = min(recipe.sample.per_round or len(asked.prompts), len(asked.prompts))
+    again = recipe.loop.rounds * per_round > len(asked.prompts)
+    view.section(
+        "loop", f"{one.plan.name}: {recipe.loop.rounds} rounds in {one.root}, from {recipe.loop.start}"
+    )
+    view.section(
+        "sample",
+        asked.told(),
+        f"{per_round:,} prompts a round, {recipe.sample.n} answers each"
+        + (", some prompts in several rounds" if again else ""),
+    )
+    final = recipe.final.by or recipe.judge.by
+    view.section("judge", f"labels: {recipe.judge.by} · gate: {final}")
+    if final == recipe.judge.by:
+        view.warn(
+            "The judge that labels also judges the gate: what it takes for good wrongly, nobody sees (final.by)."
+        )
+    view.section("final", sealed.told(), f"project {one.project}")
+    wanted = promotion.wanted(round.promotion_of(Round(1, one.plan, Path(), one.project, "")))
+    view.section("gates", *(gate.text for gate in wanted))
+
+
+# What came of it.
+
+
+def _record(one: Round, status: str, why: str = "") -> dict[str, Any]:
+    """A round for rounds.json."""
+    found = promotion.read(one.run)
+    failed = [f"{gate['gate']}: {gate['verdict']}" for gate in found["gates"] if gate["verdict"] != "passed"]
+    return {
+        "round": one.number,
+        "status": status,
+        "why": why or "; ".join(failed if status != PROMOTED else ()),
+        "folder": one.folder.name,
+        "from": found["against"],
+        "pairs": len(one.pairs.read_bytes().splitlines()),
+        "agreement": round.worth(one),
+        "figures": found["figures"],
+    }
+
+
+def show(one: Looping, view: View) -> None:
+    """A table of the rounds, why the loop stopped, and what to type next."""
+    rows = [
+        (
+            str(record["round"]),
+            f"{record['pairs']:,}" if "pairs" in record else "–",
+            agreement_told(record.get("agreement", {})),
+            *(
+                _figure(record.get("figures", {}), name)
+                for name in ("win_rate", "rule_score", "kl", "kl_start")
+            ),
+            record["status"],
+        )
+        for record in one.records
+    ]
+    header = ("round", "pairs", "agreement", "win rate [95 %]", "rule score", "KL", "KL to start", "")
+    view.table(f"Loop {one.plan.name}", header, rows)
+    last = one.records[-1]
+    promoted = [record for record in one.records if record["status"] == PROMOTED]
+    now = str(one.root / promoted[-1]["folder"] / "dpo") if promoted else one.plan.own.recipe.loop.start
+    reached = (
+        f"{len(promoted):,} of {one.plan.own.recipe.loop.rounds:,} rounds were promoted; {now} is current."
+    )
+    stopped = (
+        [] if last["status"] == PROMOTED else [f"Round {last['round']}, {last['status']}: {last['why']}."]
+    )
+    view.section("verdict", reached, *stopped)
+    view.section("saved", f"{one.root / ROUNDS}")
+    view.section("next", _next(one, last, now))
+    view.json_record({"schema": 1, "name": one.plan.name, "current": now, "rounds": one.records})
+
+
+def _next(one: Looping, last: Mapping[str, Any], now: str) -> str:
+    match last["status"]:
+        case "waiting":
+            folder = one.places.folder(f"round-{last['round']}")
+            pairs = one.plan.own.recipe.judge.pairs
+            return (
+                f"lite-align label {folder / 'candidates.jsonl'} --pairs {pairs}, then the same command again"
+            )
+        case "promoted":
+            return f"lite-align chat {now}"
+        case _:
+            return f"lite-align report {one.root / last['folder'] / 'dpo'}" if "folder" in last else ""
+
+
+_NAMES = {"kappa": "people", "alpha": "alpha", "rule": "rule"}
+
+
+def agreement_told(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """`people 0.61, rule 0.55`; not measured where there is none."""
+    told = [
+        f"{_NAMES[name]} {number(figure['value'])}"
+        for name, figure in figures.items()
+        if figure["value"] is not None
+    ]
+    return ", ".join(told) or "not measured"
+
+
+def _figure(figures: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """A figure with its interval, or with its change where there is something before it."""
+    figure = figures.get(name)
+    if figure is None:
+        return "–"
+    if figure["before"] is not None:
+        return f"{number(figure['before'])} → {number(figure['value'])}"
+    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"
