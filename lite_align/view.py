@@ -4,6 +4,7 @@ The one place that writes to a terminal, and so the one that makes foreign text 
 ever repeats what a word or a mark says too; piped or with NO_COLOR the output is plain text.
 """
 
+import copy
 import json
 import re
 import sys
@@ -286,11 +287,18 @@ class View:
         self.console = _console(file or sys.stdout, width)
         self._errors = _console(errors or sys.stderr, width)
         self.live = self.console.is_terminal and not (quiet or json)
+        self._is_step = False
         self._colour = self.console.color_system is not None and not self.console.no_color
+
+    def step(self) -> "View":
+        """The view of one step of a longer command, which alone says what to type next and writes the record."""
+        other = copy.copy(self)
+        other._is_step = True
+        return other
 
     def section(self, label: str, *lines: str, note: str = "") -> None:
         """Print ` label     first line`, further lines aligned below; `note` stands dim at the right end."""
-        if self.json or (self.quiet and label not in FINAL):
+        if self.json or (self.quiet and label not in FINAL) or (self._is_step and label == "next"):
             return
         self._labelled(self.console, label, [Text(clean(line)) for line in lines] or [Text("")], clean(note))
 
@@ -381,7 +389,7 @@ class View:
 
     def json_record(self, record: Mapping[str, object]) -> None:
         """Write the record as one line of JSON; only under `json`."""
-        if self.json:
+        if self.json and not self._is_step:
             self.console.file.write(redact(json.dumps(record)) + "\n")
             self.console.file.flush()
 

@@ -7,7 +7,6 @@ again.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 from lite_align.data import sources
 from lite_align.data.split import prompt_key
 from lite_align.errors import GateFailed, UserError
-from lite_align.flywheel import items, project, promotion, questions, round, sides
+from lite_align.flywheel import items, project, promotion, questions, round, rounds, sides
 from lite_align.flywheel.judges.opening import Asked
 from lite_align.flywheel.project import Event, Project
 from lite_align.flywheel.questions import Questions
 from lite_align.flywheel.round import Round, Waiting
+from lite_align.flywheel.rounds import PROMOTED, REFUSED, ROLLED_BACK, STOPPED, WAITING
 from lite_align.flywheel.rubrics import Rubric
 from lite_align.flywheel.rubrics import read as read_rubric
 from lite_align.model.backbone import adapter_digest
@@ -30,12 +30,9 @@ from lite_align.stages.score import digest_of
 from lite_align.train import files
 from lite_align.train.finished import read_reward
 from lite_align.train.lock import FolderLock
-from lite_align.view import View, number
+from lite_align.view import View
 
-STATE, ROUNDS, LOCK = "loop.json", "rounds.json", "loop.lock"
-
-PROMOTED = "promoted"
-"""Status of a round that the next one starts from; after any other the loop stops."""
+STATE, LOCK = "loop.json", "loop.lock"
 
 
 @dataclass
@@ -87,29 +84,56 @@ def loop(plan: Loop, out: Path | None, command: str, view: View, *, dry_run: boo
 
 
 def _rounds(one: Looping, asked: Questions, view: View) -> int:
-    rounds = one.plan.own.recipe.loop.rounds
-    for n in range(1, rounds + 1):
-        view.section(f"round {n}", f"of {rounds}")
+    most = one.plan.own.recipe.loop.rounds
+    for n in range(1, most + 1):
+        view.section(f"round {n}", f"of {most}")
         try:
             record = _round(one, n, asked, view)
         except Waiting as waiting:
-            record = {"round": n, "status": "waiting", "why": str(waiting)}
+            record = {"round": n, "status": WAITING, "why": str(waiting)}
         except GateFailed as error:
-            _keep(one, {"round": n, "status": "stopped", "why": error.what})
-            show(one, view)
+            _keep(one, {"round": n, "status": STOPPED, "why": error.what})
+            _conclude(one, view)
             raise
         _keep(one, record)
         if record["status"] != PROMOTED:
             break
-    show(one, view)
-    return 0 if one.records[-1]["status"] in (PROMOTED, "waiting") else GateFailed.exit_code
+    _conclude(one, view)
+    return 0 if one.records[-1]["status"] in (PROMOTED, WAITING) else GateFailed.exit_code
 
 
 def _keep(one: Looping, record: dict[str, Any]) -> None:
     one.records.append(record)
     with files.explained(one.root):
         content = {"schema": 1, "name": one.plan.name, "rounds": one.records}
-        files.replace(one.root / ROUNDS, files.dump_json(content, indent=1))
+        files.replace(one.root / rounds.FILE, files.dump_json(content, indent=1))
+
+
+def _conclude(one: Looping, view: View) -> None:
+    """The rounds, why the loop stopped, and what to type next."""
+    recipe = one.plan.own.recipe
+    last = one.records[-1]
+    promoted = [record for record in one.records if record["status"] == PROMOTED]
+    now = str(one.root / promoted[-1]["folder"] / "dpo") if promoted else recipe.loop.start
+    rounds.show(one.plan.name, one.records, view)
+    reached = f"{len(promoted):,} of {recipe.loop.rounds:,} rounds were promoted; {now} is current."
+    stopped = (
+        [] if last["status"] == PROMOTED else [f"Round {last['round']}, {last['status']}: {last['why']}."]
+    )
+    view.section("verdict", reached, *stopped)
+    view.section("saved", f"{one.root / rounds.FILE}")
+    match last["status"]:
+        case "waiting":
+            candidates = one.places.folder(f"round-{last['round']}") / "candidates.jsonl"
+            label = f"lite-align label {candidates} --pairs {recipe.judge.pairs}"
+            view.section("next", f"{label}, then the same command again")
+        case "promoted":
+            view.section("next", f"lite-align chat {now}")
+        case "refused" | "rolled back":
+            view.section("next", f"lite-align report {one.root / last['folder'] / 'dpo'}")
+        case _:
+            pass
+    view.json_record({"schema": 1, "name": one.plan.name, "current": now, "rounds": one.records})
 
 
 def _round(one: Looping, n: int, asked: Questions, view: View) -> dict[str, Any]:
@@ -118,25 +142,27 @@ def _round(one: Looping, n: int, asked: Questions, view: View) -> dict[str, Any]
     known = _known(one.project)
     for event in known.released if known else ():
         run = Path(event.run)
-        if run.parent.parent.resolve() == one.root.resolve() and run.parent.name.partition("-0")[0] == name:
+        own = run.parent.name == name or run.parent.name.startswith(f"{name}-")
+        if own and run.parent.parent.resolve() == one.root.resolve():
             done = Round(n, one.plan, one.root / run.parent.name, one.project, "")
             view.section("skipped", f"{done.run} is promoted")
-            return _record(done, PROMOTED)
+            return rounds.record(done, PROMOTED)
     current = known.current.run if known and known.current else one.plan.own.recipe.loop.start
     made_of = inputs(one.plan, n, current, asked)
     folder, begun = one.places.find(name, made_of)
     this = Round(n, one.plan, folder, one.project, current)
     if begun and known and (event := _decision(this, known)) is not None:
         if event.kind == PROMOTED:
-            left = next(e for e in reversed(known.events) if e.kind == "rolled back")
-            return _record(this, "rolled back", f"by {left.who}: {left.why}")
+            left = next(e for e in reversed(known.events) if e.kind == ROLLED_BACK)
+            return rounds.record(this, ROLLED_BACK, f"by {left.who}: {left.why}")
         wanted = [gate.text for gate in promotion.wanted(round.promotion_of(this))]
         if wanted == [gate["gate"] for gate in event.gates]:
-            return _record(this, "refused")
+            return rounds.record(this, REFUSED)
     one.places.note(name, folder, made_of)
-    round.prepare(this, view)
-    round.learn(this, one.command, view)
-    return _record(this, PROMOTED if round.decide_on(this, view) else "refused")
+    steps = view.step()
+    round.prepare(this, steps)
+    round.learn(this, one.command, steps)
+    return rounds.record(this, PROMOTED if round.decide_on(this, steps) else REFUSED)
 
 
 def _known(folder: Path) -> Project | None:
@@ -149,7 +175,7 @@ def _known(folder: Path) -> Project | None:
 
 def _decision(one: Round, known: Project) -> Event | None:
     """What was decided last of the run of a round."""
-    kinds = (PROMOTED, "refused")
+    kinds = (PROMOTED, REFUSED)
     own = [e for e in known.events if e.kind in kinds and Path(e.run).resolve() == one.run.resolve()]
     return own[-1] if own else None
 
@@ -253,91 +279,3 @@ def show_plan(one: Looping, asked: Questions, sealed: Questions, view: View) -> 
     view.section("final", sealed.told(), f"project {one.project}")
     wanted = promotion.wanted(round.promotion_of(Round(1, one.plan, Path(), one.project, "")))
     view.section("gates", *(gate.text for gate in wanted))
-
-
-# What came of it.
-
-
-def _record(one: Round, status: str, why: str = "") -> dict[str, Any]:
-    """A round for rounds.json."""
-    found = promotion.read(one.run)
-    failed = [f"{gate['gate']}: {gate['verdict']}" for gate in found["gates"] if gate["verdict"] != "passed"]
-    return {
-        "round": one.number,
-        "status": status,
-        "why": why or "; ".join(failed if status != PROMOTED else ()),
-        "folder": one.folder.name,
-        "from": found["against"],
-        "pairs": len(one.pairs.read_bytes().splitlines()),
-        "agreement": round.worth(one),
-        "figures": found["figures"],
-    }
-
-
-def show(one: Looping, view: View) -> None:
-    """A table of the rounds, why the loop stopped, and what to type next."""
-    rows = [
-        (
-            str(record["round"]),
-            f"{record['pairs']:,}" if "pairs" in record else "–",
-            agreement_told(record.get("agreement", {})),
-            *(
-                _figure(record.get("figures", {}), name)
-                for name in ("win_rate", "rule_score", "kl", "kl_start")
-            ),
-            record["status"],
-        )
-        for record in one.records
-    ]
-    header = ("round", "pairs", "agreement", "win rate [95 %]", "rule score", "KL", "KL to start", "")
-    view.table(f"Loop {one.plan.name}", header, rows)
-    last = one.records[-1]
-    promoted = [record for record in one.records if record["status"] == PROMOTED]
-    now = str(one.root / promoted[-1]["folder"] / "dpo") if promoted else one.plan.own.recipe.loop.start
-    reached = (
-        f"{len(promoted):,} of {one.plan.own.recipe.loop.rounds:,} rounds were promoted; {now} is current."
-    )
-    stopped = (
-        [] if last["status"] == PROMOTED else [f"Round {last['round']}, {last['status']}: {last['why']}."]
-    )
-    view.section("verdict", reached, *stopped)
-    view.section("saved", f"{one.root / ROUNDS}")
-    view.section("next", _next(one, last, now))
-    view.json_record({"schema": 1, "name": one.plan.name, "current": now, "rounds": one.records})
-
-
-def _next(one: Looping, last: Mapping[str, Any], now: str) -> str:
-    match last["status"]:
-        case "waiting":
-            folder = one.places.folder(f"round-{last['round']}")
-            pairs = one.plan.own.recipe.judge.pairs
-            return (
-                f"lite-align label {folder / 'candidates.jsonl'} --pairs {pairs}, then the same command again"
-            )
-        case "promoted":
-            return f"lite-align chat {now}"
-        case _:
-            return f"lite-align report {one.root / last['folder'] / 'dpo'}" if "folder" in last else ""
-
-
-_NAMES = {"kappa": "people", "alpha": "alpha", "rule": "rule"}
-
-
-def agreement_told(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """`people 0.61, rule 0.55`; not measured where there is none."""
-    told = [
-        f"{_NAMES[name]} {number(figure['value'])}"
-        for name, figure in figures.items()
-        if figure["value"] is not None
-    ]
-    return ", ".join(told) or "not measured"
-
-
-def _figure(figures: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    """A figure with its interval, or with its change where there is something before it."""
-    figure = figures.get(name)
-    if figure is None:
-        return "–"
-    if figure["before"] is not None:
-        return f"{number(figure['before'])} → {number(figure['value'])}"
-    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"

@@ -64,7 +64,7 @@ def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
         if not command.dry_run:
             places.note(step.name, place.folder, digest)
         options = replace(command, out=place.folder, resume=place.state == "interrupted")
-        found = train(resolved, options, view)
+        found = train(resolved, options, view.step())
         if found is not None:
             folders[step.name] = found
     if not command.dry_run:

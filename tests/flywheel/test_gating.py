@@ -15,7 +15,9 @@ FIGURES = {"win_rate": Figure(0.6, 0.56, 0.64, 300, "share"), "kl": Figure(2.0, 
 
 def settled(folder: Path, *texts: str) -> tuple[int, str]:
     out = io.StringIO()
-    code = gating.exit_code(gating.settle([gates.parse(text) for text in texts], FIGURES, folder, View(file=out)))
+    code = gating.exit_code(
+        gating.settle([gates.parse(text) for text in texts], FIGURES, folder, View(file=out))
+    )
     return code, out.getvalue()
 
 
