@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.browser import opened
 from lite_align.evaluate.folder import read
 from lite_align.evaluate.pages import compared, side_by_side
 from lite_align.evaluate.report import render, write
-from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium, opened
+from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium
 from tests.evaluate import evaluated
 
 Builder = Callable[..., Path]
