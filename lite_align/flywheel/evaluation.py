@@ -9,7 +9,7 @@ from typing import Any
 
 from lite_align.data.types import Chat, Pair, Tree
 from lite_align.errors import UserError
-from lite_align.evaluate import figures, gates
+from lite_align.evaluate import figures, gates, report
 from lite_align.evaluate.figures import Figure, Figures
 from lite_align.evaluate.statistics import signed
 from lite_align.flywheel import gating, questions, sides
@@ -105,9 +105,11 @@ def evaluate(name: str, options: Options, view: View) -> int:
         files.replace(out / ROWS, b"".join(files.dump_json(reply.row()) for reply in (*sampled, *probed)))
         files.replace(out / FILE, files.dump_json(record, indent=1))
     show(found, view)
-    view.section("saved", f"{out / FILE}")
+    outcomes = gating.settle(wanted, found, out, view) if wanted else []
+    page = report.write(out) if side.run is not None and out == side.run.folder else None
+    view.section("saved", f"{out / FILE}" + (f", {page}" if page else ""))
     view.json_record(record)
-    return gating.exit_code(gating.settle(wanted, found, out, view) if wanted else [])
+    return gating.exit_code(outcomes)
 
 
 def _rows(side: sides.Side, options: Options, bench: Bench) -> Measurable:

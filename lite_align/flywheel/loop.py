@@ -262,7 +262,8 @@ def show_plan(one: Looping, asked: Questions, sealed: Questions, view: View) -> 
     per_round = min(recipe.sample.per_round or len(asked.prompts), len(asked.prompts))
     again = recipe.loop.rounds * per_round > len(asked.prompts)
     view.section(
-        "loop", f"{one.plan.name}: {recipe.loop.rounds} rounds in {one.root}, from {recipe.loop.start}"
+        "loop",
+        f"{one.plan.name}: at most {recipe.loop.rounds} rounds in {one.root}, from {recipe.loop.start}",
     )
     view.section(
         "sample",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_align.errors import GateFailed, UserError
-from lite_align.evaluate import figures, gates
+from lite_align.evaluate import figures, gates, report
 from lite_align.evaluate.agreement import TooFew, agreement
 from lite_align.evaluate.figures import Figure, Figures
 from lite_align.evaluate.gates import Gate, Limits
@@ -90,6 +90,7 @@ def promote(name: str, options: Options, view: View) -> int:
         decided = event("promoted" if passed else "refused", options.who, **facts, gates=told)
         _record(decided, current, found, options, side.run)
         opened.add(decided)
+        report.write(side.run.folder)
         view.section(
             "verdict", f"{name} is current." if passed else f"Refused: {current.name} stays current."
         )

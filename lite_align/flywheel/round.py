@@ -16,7 +16,6 @@ from lite_align.data import lint
 from lite_align.data.majority import decide
 from lite_align.data.votes import Vote, latest
 from lite_align.errors import GateFailed
-from lite_align.evaluate import report
 from lite_align.evaluate.agreement import TooFew, agreement, kappa
 from lite_align.evaluate.gates import Limits
 from lite_align.flywheel import agreement as labels
@@ -200,9 +199,7 @@ def learn(one: Round, command: str, view: View) -> None:
 
 def decide_on(one: Round, view: View) -> bool:
     """Compare the run with what is current on the sealed prompts, and promote it if every gate passes."""
-    code = promotion.promote(str(one.run), promotion_of(one), view)
-    report.write(one.run)  # with the gates
-    return code == 0
+    return promotion.promote(str(one.run), promotion_of(one), view) == 0
 
 
 def promotion_of(one: Round) -> promotion.Options:

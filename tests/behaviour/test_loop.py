@@ -121,7 +121,7 @@ def test_three_rounds_raise_the_rule_score_and_a_flipped_one_is_caught_and_rolle
     assert all(chosen < rejected for chosen, rejected in town.scores(bad))  # it was planted
     assert bad["agreement"]["rule"]["value"] < done[0]["agreement"]["rule"]["value"]
     assert bad["figures"]["rule_score"]["change"]["high"] < 0
-    assert "win_rate>0.5: failed" in bad["why"]
+    assert ": failed" in bad["why"]
     assert town.current == good
     assert [one["status"] for one in town.rounds[:-1]] == ["promoted"] * len(promoted)
 
