@@ -22,21 +22,30 @@ from benchmarks.sides import COMMAND_PARTS, Side, Work, command_parts
 from benchmarks.stopwatch import Stopwatch
 
 FLAGS = {
-    "dtype": Flag("bfloat16", "half the memory traffic of fp32; nothing is trained, so no autocast casts"),
-    "attn_implementation": Flag("sdpa", "no gradients: faster than eager"),
-    "merged": Flag(True, "each model is whole, so its adapter can be added to 16-bit weights: no cost of LoRA"),
-    "autocast_adapter_dtype": Flag(False, "adapters on 4-bit weights in bf16, as what they are added to"),
+    "dtype": Flag(
+        "bfloat16", "half the memory traffic of fp32; nothing is trained, so no autocast is needed"
+    ),
+    "attn_implementation": Flag("sdpa", "without gradients at least as fast as eager, and less memory"),
+    "merged": Flag(
+        True, "each model has its own weights, to which its adapter can be added: LoRA costs nothing"
+    ),
+    "autocast_adapter_dtype": Flag(
+        False, "adapters beside 4-bit weights in bf16: their products are as cheap"
+    ),
     "train_mode": Flag(
         True, "in eval mode bitsandbytes packs 4-bit weights for single tokens: slower for rows"
     ),
-    "generation_rows": Flag(64, "of 8, 16, 32 and 64 the fastest: fewest passes"),
-    "forward_rows": Flag(8, "more rows hold more logits and gain no time"),
+    "generation_rows": Flag(32, "of 8, 16, 32 and 64 the fastest on two cores"),
+    "forward_rows": Flag(8, "of 8, 16 and 32 the fastest: more rows hold more logits than the cache"),
     "sorted_by_length": Flag(True, "rows of like length stand together: least padding"),
     "use_cache": Flag(True, "in generation each token is computed once"),
     "last_by_index": Flag(True, "of a slice, a CPU would multiply each prompt with a copy of the head"),
     "answers_alone": Flag(True, "the head sees the answers, not the prompts"),
 }
 """What the opponent does, and why that is the best or the same for both."""
+
+MARGIN = 0.02
+"""A probability no further than this from one half is a tie, as in `compare`."""
 
 T = TypeVar("T")
 Ids = list[int]
@@ -51,6 +60,13 @@ class Folders:
     first: Path
     second: Path
     reward: Path
+
+    @classmethod
+    def of(cls, work: Work, precision: str) -> "Folders":
+        """Those of the runs that our side reads."""
+        runs = workload.runs_beside(work.rows, precision)
+        policies = (runs / name / "adapters" / "policy" for name in ("a", "b"))
+        return cls(work.model, *policies, runs / "reward" / "adapters" / "reward")
 
 
 def side(command: str, precision: str, new_tokens: int) -> Side:
@@ -122,7 +138,9 @@ def in_batches(
     items: Sequence[T], length: Callable[[T], int], rows: int, work: Callable[[list[T]], Iterable[Any]]
 ) -> list[Any]:
     """What `work` makes of batches, in the order of the items; those of like length stand in one batch."""
-    order = sorted(range(len(items)), key=lambda n: length(items[n]))
+    order = list(range(len(items)))
+    if FLAGS["sorted_by_length"].value:
+        order.sort(key=lambda n: length(items[n]))
     found: dict[int, Any] = {}
     for start in range(0, len(order), rows):
         numbers = order[start : start + rows]
@@ -230,15 +248,17 @@ class Plain:
 
     @cached_property
     def chats(self) -> Chats:
+        """The tokenizer, loaded once."""
         return self.watches["load"].timed(Chats)(self.folders.base)
 
     def answers(self, model: nn.Module, prompts: Sequence[Ids]) -> list[Ids]:
+        """Sampled answers, whose tokens are counted."""
         found = self.answer(model, prompts, self.chats.stop, self.new_tokens)
         self.tokens += sum(map(len, found))
         return found
 
     def compare(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """How often the second model's answer has the higher score; ties count one half."""
+        """How often the second model's answer is better by the scores (Bradley–Terry); ties count one half."""
         base, precision = self.folders.base, self.precision
         first = self.load_model(base, self.folders.first, precision)
         second = self.load_model(base, self.folders.second, precision)
@@ -252,8 +272,9 @@ class Plain:
         ]
         found = self.scores(reward, told)
         before, after = found[: len(rows)], found[len(rows) :]
-        won = [0.5 * (1 + (b > a) - (b < a)) for a, b in zip(before, after, strict=True)]
-        return {"win_rate": fmean(won)}
+        better = torch.tensor(after).sub(torch.tensor(before)).sigmoid()
+        won = better.round().where((better - 0.5).abs() > MARGIN, 0.5)
+        return {"win_rate": float(won.mean())}
 
     def eval(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Loss and accuracy on pairs, and the KL of sampled answers, of the first model against the base."""
@@ -278,16 +299,6 @@ class Plain:
         }
 
 
-def folders(work: Work, precision: str) -> Folders:
-    """The adapters of the runs that our side reads."""
-    from benchmarks.lite_evaluation import RUNS, run_folder
-
-    paths = [
-        run_folder(work, precision, name) / "adapters" / role.value for name, (_, role) in RUNS.items()
-    ]
-    return Folders(work.model, *paths)
-
-
 def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
     """One command: CPU seconds a prompt by part, and memory at the peak above the start."""
     import peft  # noqa: F401  what is imported is counted on neither side
@@ -296,7 +307,8 @@ def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    plain = Plain(folders(work, settings["precision"]), settings["precision"], settings["new_tokens"])
+    precision = settings["precision"]
+    plain = Plain(Folders.of(work, precision), precision, settings["new_tokens"])
     torch.manual_seed(42)
     held = machine.resident_bytes()
     machine.reset_peak()
