@@ -9,7 +9,7 @@ and too small to compare anything.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from benchmarks.sides import COMMAND_PARTS, LITE, Side, Work, compare
 RESULT = record.RESULTS / "evaluation-cpu.json"
 PLAIN = "whole models"
 COMMANDS = ("eval", "compare")
+REPEATS = 1
+"""A round of all cases takes about six minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ INTRODUCTION = (
     "plain way: a whole model a side (for `compare` a reward model too), `generate` on padded batches and padded "
     "passes, with the best settings (`benchmarks/opponent_evaluation.py` has them with reasons); that both compute the "
     "same is a test (`tests/benchmarks/test_evaluation.py`). Prompts of about 115 tokens, answers of {tokens} (random "
-    "weights do not stop by themselves). Memory is what a process holds at its peak above its start."
+    "weights do not stop by themselves); {runs}. Memory is what a process holds at its peak above its start."
 )
 
 
@@ -85,8 +87,15 @@ def section(folder: Path = record.RESULTS) -> str:
         "|---|---|---|---|---|---|",
         *(row(task, found.get(name)) for name, task in CASES.items()),
     ]
-    told = INTRODUCTION.format(tokens=" or ".join(map(str, sorted(tokens))))
+    repeats = {case["repeats"] for case in found.values()} or {REPEATS}
+    runs = "one run a side" if repeats == {1} else f"medians of {either(repeats)} runs a side"
+    told = INTRODUCTION.format(tokens=either(tokens), runs=runs)
     return "\n\n".join(filter(None, [told, "\n".join(rows), tables.machines(found)])) + "\n"
+
+
+def either(numbers: Collection[int]) -> str:
+    """One number, or several with "or" between them."""
+    return " or ".join(map(str, sorted(numbers)))
 
 
 def row(task: Task, measured: Mapping[str, Any] | None) -> str:
@@ -104,20 +113,21 @@ def row(task: Task, measured: Mapping[str, Any] | None) -> str:
 
 
 def seconds(figures: Mapping[str, Any], prompts: int) -> str:
-    """CPU seconds of a command with their range, and what they are made of."""
+    """CPU seconds of a command, with their range if there were several runs, and what they are made of."""
 
     def of(key: str, value: str = "median") -> str:
         return f"{figures[key][value] * prompts:.1f}"
 
     whole = "seconds_per_example"
     parts = ", ".join(f"{part} {of(f'{part}_{whole}')}" for part in COMMAND_PARTS)
-    return f"{of(whole)} ({of(whole, 'low')}–{of(whole, 'high')}): {parts}"
+    low, high = of(whole, "low"), of(whole, "high")
+    return f"{of(whole)}{f' ({low}–{high})' if low != high else ''}: {parts}"
 
 
 def told(name: str, task: Task, measured: Mapping[str, Any]) -> str:
     """Lines for a person."""
     found = measured["epochs"]["1"]["sides"]
-    lines = [f"{name}, {task.prompts} prompts, {measured['repeats']} runs a side"]
+    lines = [f"{name}, {task.prompts} prompts, {measured['repeats']} run(s) a side"]
     lines += [
         f"  {side:14s} CPU s {seconds(figures, task.prompts)}  {figures['memory']['median'] / 2**20:,.0f} MiB  "
         f"{figures['tokens_per_example']['median']:.1f} tokens each"
@@ -133,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all if left out")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=cases.FOLDER, help="of models, rows and runs")
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -35,8 +35,8 @@ FLAGS = {
     "train_mode": Flag(
         True, "in eval mode bitsandbytes packs 4-bit weights for single tokens: slower for rows"
     ),
-    "generation_rows": Flag(32, "of 8, 16, 32 and 64 the fastest on two cores"),
-    "forward_rows": Flag(8, "of 8, 16 and 32 the fastest: more rows hold more logits than the cache"),
+    "generation_rows": Flag(32, "of 8, 16, 32 and 64 that with the fewest CPU seconds"),
+    "forward_rows": Flag(8, "of 8, 16 and 32 that with the fewest CPU seconds: logits stay small"),
     "sorted_by_length": Flag(True, "rows of like length stand together: least padding"),
     "use_cache": Flag(True, "in generation each token is computed once"),
     "last_by_index": Flag(True, "of a slice, a CPU would multiply each prompt with a copy of the head"),

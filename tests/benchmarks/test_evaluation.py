@@ -156,6 +156,7 @@ def figures(whole: float, memory: float) -> dict[str, float]:
 def test_no_file_is_not_yet_measured(tmp_path: Path):
     text = evaluation.section(tmp_path)
     assert "| `compare` | 15M, nf4 |" + 4 * " not yet measured |" in text
+    assert "one run a side" in text
     assert "Measured on" not in text
 
 
@@ -167,10 +168,11 @@ def test_a_measured_case_is_told_in_seconds_of_the_whole_command(tmp_path: Path)
     record.add(tmp_path / evaluation.RESULT.name, "eval/15m/bf16", {**case, "epochs": {"1": {"sides": both}}})
     text = evaluation.section(tmp_path)
     assert (
-        "| `eval` | 15M, bf16 | 60.0 (60.0–60.0): load 15.0, generate 15.0, score 15.0, rest 15.0 "
+        "| `eval` | 15M, bf16 | 60.0: load 15.0, generate 15.0, score 15.0, rest 15.0 "
         "| 30.0 (20.0–40.0): load 7.5, generate 7.5, score 7.5, rest 7.5 | **2.00x** | **0.50x** |" in text
     )
     assert "answers of 32 (random" in text
+    assert "medians of 2 runs a side" in text
     assert "| `eval` | 15M, nf4 |" + 4 * " not yet measured |" in text
     assert "Measured on A processor, 2 cores, 8 GiB, 2 threads; torch 9; commit abc1234." in text
 
