@@ -2,19 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-CHROMIUM = Path("/usr/bin/chromium")
-BROWSER = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-sync",
-]
+from benchmarks import browser
 
 ATTACKS = (
     "<script>window.hit=1</script>",
@@ -33,7 +25,7 @@ ATTACKS = (
     "\x1b[31mred\x07 \ud800 ]]><!--",
 )
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="chromium is not on the path")
 
 CONTRAST = """() => {
   const part = v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 };
@@ -58,26 +50,7 @@ CONTRAST = """() => {
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Headless Chromium, driven by playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the dev extra")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER)
-        try:
-            yield browser
-        finally:
-            browser.close()
-
-
-@contextmanager
-def opened(browser: Any, path: Path, **options: Any) -> Iterator[tuple[Any, list[str]]]:
-    """A page in a context of its own, and the list of addresses that it asked for."""
-    context = browser.new_context(**options)
-    try:
-        page = context.new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("dialog", lambda dialog: asked.append("dialog"))
-        page.goto(path.as_uri())
-        yield page, asked
-    finally:
-        context.close()
+    """Headless Chromium; the test is left out where playwright is not installed."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is in the dev extra")
+    with browser.chromium() as started:
+        yield started

@@ -82,7 +82,7 @@ def draw(folder: RunFolder, chart: Chart) -> Curve | None:
         if chart.level is not None:
             axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=DOTTED)
         if chart.log and all(min(values) > 0 for _, _, values in series):
-            axes.set_yscale("log")
+            logarithmic(axes)
         axes.set_xlabel("step")
         if len(series) > 1:
             legend(axes)
@@ -105,6 +105,15 @@ def picture(title: str, paint: Callable[[Any], None], panels: int = 1) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(buffer.getvalue(), prefix=title.lower().replace(" ", "-"))
+
+
+def logarithmic(axes: Any) -> None:
+    """Draw over a logarithmic axis, which is labelled with plain numbers."""
+    from lite_align.evaluate.ticks import PlainNumbers
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PlainNumbers())
+    axes.yaxis.set_minor_formatter(PlainNumbers())
 
 
 def legend(axes: Any) -> None:

@@ -23,6 +23,7 @@ class RunFolder:
     samples: list[Record] = field(default_factory=list[Record])
     evaluation: Record = field(default_factory=dict[str, Any])
     gates: Record = field(default_factory=dict[str, Any])
+    promotion: Record = field(default_factory=dict[str, Any])
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Steps and finite values of one metric, in the order of the file."""
@@ -63,11 +64,12 @@ def read(run_dir: Path) -> RunFolder:
         samples=lines(run_dir / "samples.jsonl"),
         evaluation=_if_there(run_dir / "eval.json"),
         gates=_if_there(run_dir / "gates.json"),
+        promotion=_if_there(run_dir / "promotion.json", verb="promote"),
     )
 
 
-def _if_there(path: Path) -> Record:
-    return json_object(path, "Run lite-align eval again.") if path.exists() else {}
+def _if_there(path: Path, verb: str = "eval") -> Record:
+    return json_object(path, f"Run lite-align {verb} again.") if path.exists() else {}
 
 
 def json_object(path: Path, remedy: str) -> Record:

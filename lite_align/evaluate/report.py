@@ -35,6 +35,7 @@ ORIGINS = (
 
 SECTIONS = (
     ("gates", "Gates", "gates"),
+    ("promotion", "Promotion", "promotion"),
     ("curves", "Curves", "curves"),
     ("scores", "Scores", "pictures"),
     ("categories", "Categories", "categories"),
@@ -61,7 +62,7 @@ def write(run_dir: Path, out: Path | None = None) -> Path:
 def render(folder: RunFolder) -> str:
     """The page of a run folder as text."""
     verdict = judge_folder(folder)
-    gates = badges.gates(folder.gates, folder.evaluation)
+    gates = badges.gates(folder.gates, folder.promotion, folder.evaluation)
     values = {
         "name": clean(folder.path.resolve().name),
         "stage": clean(folder.run.get("stage", "run")),
@@ -71,6 +72,7 @@ def render(folder: RunFolder) -> str:
         "gates": gates,
         "gate_badges": badges.gate_badges(gates),
         "proofs": badges.proofs(folder),
+        "promotion": badges.promotion(folder.promotion),
         **_measured(folder, verdict),
         **_answers(folder.answers),
         **_samples(folder),

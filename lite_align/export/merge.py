@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_bnb_weight
 from safetensors import safe_open
 from torch import Tensor
 
@@ -106,6 +105,8 @@ def quantized_modules(backbone: Backbone) -> dict[str, Any]:
 
 def unpacked(module: Any) -> Tensor:
     """The weight that a quantised layer computes with: (outputs, inputs)."""
+    from peft.utils.integrations import dequantize_bnb_weight
+
     weight = dequantize_bnb_weight(module.weight, state=getattr(module, "state", None))
     return weight.detach()
 

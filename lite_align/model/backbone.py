@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from lite_align.errors import ModelError
@@ -86,7 +85,7 @@ class Adapter:
 
     name: str
     options: LoraOptions
-    config: LoraConfig
+    config: lora.LoraConfig
     head: nn.Parameter | None = None
 
 

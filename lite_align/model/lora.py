@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lite_align.model import bits  # noqa: F401  before peft, which imports bitsandbytes: it has one door
+
+# isort: split
 from peft import LoraConfig, TaskType, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError

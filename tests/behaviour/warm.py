@@ -23,6 +23,7 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 (loaded for the children)
 
 import lite_align.evaluate.curves
+import lite_align.flywheel.sample  # before any stage: it reaches peft by another way
 import lite_align.stages.training  # noqa: F401 (loaded for the children)
 from lite_align import cli
 from lite_align.stages import answers

@@ -66,6 +66,21 @@ def gates() -> dict[str, Any]:
     }
 
 
+def promotion() -> dict[str, Any]:
+    """A promotion.json of a run that was refused."""
+    return {
+        **{"schema": 1, "time": "2026-01-05T13:00:00+00:00", "who": "ann", "why": "fewer needless refusals"},
+        **{
+            "run": "runs/b",
+            "against": "runs/a",
+            "project": "project",
+            "passed": False,
+            "gates": gates()["gates"],
+        },
+        "figures": {"kl": figure(1.9, 0.4, None, unit="nats", better="lower")},
+    }
+
+
 def put(folder: Path, **files: Any) -> Path:
     """Write JSON files into a folder: `put(folder, eval=…, gates=…)`."""
     for name, content in files.items():

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.browser import opened
 from lite_align.evaluate.folder import read
 from lite_align.evaluate.pages import compared, side_by_side
 from lite_align.evaluate.report import render, write
-from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium, opened
+from tests.browser import ATTACKS, CONTRAST, chromium, needs_chromium
 from tests.evaluate import evaluated
 
 Builder = Callable[..., Path]
@@ -38,7 +39,7 @@ def parse(page: str) -> Tags:
 
 
 def whole(build: Builder, name: str = "dpo-preferences-0001", **options: Any) -> Path:
-    """A run with an evaluation, gates, lint and a parent."""
+    """A run with an evaluation, gates, a promotion that was refused, lint and a parent."""
     folder = build(
         name,
         run={
@@ -53,7 +54,9 @@ def whole(build: Builder, name: str = "dpo-preferences-0001", **options: Any) ->
         },
         **options,
     )
-    return evaluated.put(folder, eval=evaluated.evaluation(), gates=evaluated.gates())
+    return evaluated.put(
+        folder, eval=evaluated.evaluation(), gates=evaluated.gates(), promotion=evaluated.promotion()
+    )
 
 
 def attacked(build: Builder, name: str = "attacked") -> Path:
@@ -93,6 +96,8 @@ def attacked(build: Builder, name: str = "attacked") -> Path:
             "command": texts,
         },
         gates={"gates": judged + [{**judged[0], "gate": t + ">=1"} for t in texts]},
+        promotion={name: texts[n] for n, name in enumerate(("time", "who", "why", "against", "project"))}
+        | {"passed": texts[0], "gates": judged},
     )
 
 
@@ -113,6 +118,19 @@ def test_key_figures_proofs_and_changes_are_on_the_page(build: Builder) -> None:
     ]
     assert "<ins>ten on Saturday.</ins>" in page
     assert "100 % of rows" in text
+
+
+def test_who_decided_on_a_promotion_when_why_and_against_what(build: Builder) -> None:
+    text = " ".join(re.sub(r"<[^>]+>", " ", render(read(whole(build)))).split())
+    section = text[text.rindex("Promotion") :]
+    for part in (
+        *("Promotion refused who ann time 2026-01-05T13:00:00+00:00 why fewer needless refusals",),
+        *(
+            "against runs/a project project gates 1 of 3 passed · FAILED kl &lt;=1 · too little evidence alpha",
+        ),
+    ):
+        assert part in section[:400]
+    assert "Promotion" not in render(read(build("never-promoted")))
 
 
 def test_evaluation_and_gates_are_on_the_page(build: Builder) -> None:
@@ -161,7 +179,7 @@ def test_sections_that_are_there_are_linked(build: Builder) -> None:
     links = [value for name, value in found.attributes if name == "href" and value != "#main"]
     sections = [link for link in links if link and link.startswith("#s-")]
     assert {link[1:] for link in sections} <= ids
-    assert len(sections) == len({i for i in ids if i and i.startswith("s-")}) == 9
+    assert len(sections) == len({i for i in ids if i and i.startswith("s-")}) == 10
 
 
 def test_equal_folders_give_equal_pages(build: Builder) -> None:

@@ -27,6 +27,15 @@ class Badge:
 
 
 @dataclass(frozen=True)
+class Promotion:
+    """What was decided of a run in its project: the outcome as a look and a word, and who, when, why, against what."""
+
+    look: Look
+    word: str
+    facts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Gate:
     """A gate in words: what it asks of which figure, and what was found."""
 
@@ -74,11 +83,14 @@ def _proof(name: str, holds: bool, evidence: str) -> Badge:
     return Badge(name, "passed" if holds else "failed", "passed" if holds else "FAILED", evidence)
 
 
-def gates(record: Record, measured: Record) -> list[Gate]:
-    """The gates of gates.json, those that failed first; `measured` is eval.json or compare.json, for the units."""
+def gates(record: Record, *measured: Record) -> list[Gate]:
+    """The gates of gates.json, those that failed first.
+
+    `measured` holds the units: eval.json, compare.json, promotion.json; of two that know a figure the last one counts.
+    """
     rows = record.get("gates")
     known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    units = {name: unit_of(row) for name, row in mapping(measured.get("figures")).items()}
+    units = {name: unit_of(row) for one in measured for name, row in mapping(one.get("figures")).items()}
     found = [_gate(row, units) for row in known]
     return sorted(found, key=lambda gate: ("failed", "open", "passed").index(gate.look))
 
@@ -113,3 +125,20 @@ def gate_badges(found: list[Gate]) -> list[Badge]:
         )
         for gate in found
     ]
+
+
+DECIDED: dict[bool, tuple[Look, str]] = {True: ("passed", "promoted"), False: ("failed", "refused")}
+
+
+def promotion(record: Record) -> Promotion | None:
+    """What promotion.json says of the decision; None for an empty one."""
+    if not record:
+        return None
+    passed = record.get("passed")
+    look, word = DECIDED[passed] if isinstance(passed, bool) else ("open", "not decided")
+    told = [(name, text_of(record.get(name))) for name in ("who", "time", "why", "against", "project")]
+    judged = gates(record, record)
+    others = [f"{gate.word} {gate.figure} {gate.threshold}" for gate in judged if gate.look != "passed"]
+    if judged:
+        told.append(("gates", " · ".join([f"{len(judged) - len(others)} of {len(judged)} passed", *others])))
+    return Promotion(look, word, [(name, text) for name, text in told if text])

@@ -88,7 +88,7 @@ def render(folders: Sequence[RunFolder]) -> str:
             status=clean(folder.run.get("status", "unknown")),
             model=clean(folder.part("model").get("name", "")),
             verdict=judge_folder(folder),
-            gates=badges.gate_badges(badges.gates(folder.gates, folder.evaluation)),
+            gates=badges.gate_badges(badges.gates(folder.gates, folder.promotion, folder.evaluation)),
         )
         for number, (name, folder) in enumerate(zip(names(folders), folders, strict=True), 1)
     ]

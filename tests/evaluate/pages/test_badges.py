@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from lite_align.evaluate.folder import read
-from lite_align.evaluate.pages.badges import gate_badges, gates, proofs
+from lite_align.evaluate.pages.badges import gate_badges, gates, promotion, proofs
 
 Builder = Callable[..., Path]
 
@@ -55,3 +57,29 @@ def test_gates_have_three_looks_and_anything_unknown_is_no_pass(build: Builder) 
         ("61 %", "[52 %, 69 %]", "120"),
     ]
     assert [badge.evidence for badge in gate_badges(found)] == ["31 nats", "–", "–", "61 % [52 %, 69 %]"]
+
+
+def test_gates_take_units_from_every_record() -> None:
+    known = {"value": 0.61, "low": 0.52, "high": 0.69, "count": 120, "verdict": "passed"}
+    rows = [{"gate": f"{name}>=0.5", "figure": name, **known} for name in ("win_rate", "accuracy")]
+    found = gates(
+        {"gates": rows},
+        {"figures": {"win_rate": {"unit": "share"}}},
+        {"figures": {"accuracy": {"unit": "share"}}},
+    )
+    assert [gate.value for gate in found] == ["61 %", "61 %"]
+
+
+@pytest.mark.parametrize(
+    ("passed", "look", "word"),
+    [(True, "passed", "promoted"), (False, "failed", "refused"), (1, "open", "not decided")],
+)
+def test_a_promotion_is_what_was_decided_and_nothing_else(passed: object, look: str, word: str) -> None:
+    rows = [{"gate": "kl<=20", "figure": "kl", "verdict": "passed"}]
+    found = promotion({"passed": passed, "who": "ann", "why": "", "gates": rows})
+    assert found is not None
+    assert (found.look, found.word) == (look, word)
+    assert dict(found.facts)["who"] == "ann"
+    assert dict(found.facts)["gates"] == "1 of 1 passed"
+    assert "against" not in dict(found.facts)
+    assert promotion({}) is None

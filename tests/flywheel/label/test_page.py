@@ -1,18 +1,14 @@
 """The page in a real headless browser, driven by keyboard over a real server process, which is killed in the middle."""
 
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.browser import Booth, served
 from lite_align import view
 from lite_align.data.types import Message
 from lite_align.data.votes import Comparison, Vote, latest
@@ -33,20 +29,6 @@ def browser() -> Iterator[Any]:
         yield one
 
 
-@contextmanager
-def served(path: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """A server process on a file of comparisons, and the address that it prints."""
-    command = [sys.executable, "-m", "lite_align", "label", str(path), *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            address = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
-            yield address, process
-        finally:
-            process.kill()
-
-
 def write(path: Path, rows: Sequence[Comparison | Vote]) -> Path:
     path.write_text("".join(json.dumps(row.record()) + "\n" for row in rows))
     return path
@@ -58,47 +40,11 @@ def votes(path: Path) -> list[Vote]:
     return [Vote.read(json.loads(line)) for line in found.split(b"\n")[:-1]]
 
 
-class Booth:
-    """One annotator at the page, with a keyboard."""
-
-    def __init__(self, browser: Any, address: str, annotator: str | None = None, **options: Any) -> None:
-        self.page = browser.new_context(**options).new_page()
-        self.asked: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("dialog", lambda dialog: self.asked.append("dialog"))
-        self.page.on("console", lambda message: self.asked.append(f"console: {message.text}"))
-        self.page.goto(address)
-        if annotator is not None:
-            self.page.wait_for_selector("#door:not([hidden])")
-            self.page.keyboard.type(annotator)  # the field has the focus
-            self.page.keyboard.press("Enter")
-        self.page.wait_for_selector("#booth:not([hidden])")
-
-    def text(self, selector: str) -> str:
-        return self.page.locator(selector).text_content()
-
-    def shown(self) -> tuple[str, str, str]:
-        return self.text("#prompt .text"), *(
-            self.text(f".answer.{side} .text") for side in ("first", "second")
-        )
-
-    def press(self, key: str) -> None:
-        """Press a key that votes or takes back, and wait until that is done."""
-        before = self.text("#progress")
-        self.page.keyboard.press(key)
-        self.page.wait_for_function(
-            "old => document.querySelector('#progress').textContent !== old", arg=before
-        )
-
-    def places(self) -> Any:
-        """Where everything but the texts of the pair stands."""
-        return self.page.evaluate(PLACES)
-
-
 PLACES = """() => [...document.querySelectorAll('#booth header > *, #figures > *, #prompt, .answer, button, input')]
   .filter(e => e.checkVisibility())
   .map(e => [e.id || e.className || e.textContent, e.getBoundingClientRect()])
   .map(([name, box]) => [name, ...[box.x, box.y, box.width, box.height].map(Math.round)])"""
+"""Where everything but the texts of the pair stands, as a script."""
 
 
 def test_two_annotators_by_keyboard_and_a_server_that_is_killed_in_the_middle(
@@ -225,10 +171,10 @@ def test_it_fits_has_contrast_and_nothing_moves_but_the_pair(browser: Any, tmp_p
     with served(path, "--seed", "1") as (address, _):
         for name, width, height in (("ann", 1280, 800), ("ben", 390, 844)):
             booth = Booth(browser, address, name, viewport={"width": width, "height": height})
-            before = booth.places()
+            before = booth.page.evaluate(PLACES)
             for key in ("ArrowLeft", " ", "u", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
                 booth.press(key)
-                assert booth.places() == before
+                assert booth.page.evaluate(PLACES) == before
                 size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
                 assert booth.page.evaluate(size) == [width, height]
             first, second = (place for place in before if place[0].startswith("answer"))
