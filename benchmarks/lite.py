@@ -28,7 +28,9 @@ from lite_align.view import View
 PRECISIONS = {
     "bf16": {"model.quantization": "none", "model.dtype": "bfloat16"},
     "nf4": {"model.quantization": "nf4", "model.dtype": "bfloat16"},
+    "fp32": {"model.quantization": "none", "model.dtype": "float32"},
 }
+"""Nothing is measured in fp32: tests of agreement take it."""
 
 
 def side(precision: str, sets: Sequence[str] = ()) -> Side:

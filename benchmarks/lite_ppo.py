@@ -1,13 +1,14 @@
 """lite-align's side of PPO, through the same parts that `lite-align ppo` uses."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from benchmarks import lite, machine
 from benchmarks.sides import Side, Work, parts
+from benchmarks.stopwatch import Stopwatch
 from benchmarks.workload import NEW_TOKENS, PASSES, PPO_RATE, ROLLOUTS
 from lite_align.data.render import Renderer
 from lite_align.model.backbone import Backbone, Role
@@ -52,7 +53,7 @@ def prepare(work: Work, recipe: PPORecipe) -> tuple[PPO, Engine[Any]]:
     read = rows.read(kind, recipe.data, recipe.data.path)
     backbone = lite.load_backbone(recipe)
     backbone.add(Role.REWARD, recipe.lora)
-    randomize(backbone)
+    randomize(backbone, Role.REWARD)
     renderer = Renderer(backbone.loaded.tokenizer)
     rendered = rows.render(kind, read.rows, renderer, recipe.data)
     asked = [Asked(row, tree.root, {}) for row, tree in rendered.examples]
@@ -98,35 +99,11 @@ class Unended(Collector):
 
 
 @torch.no_grad()
-def randomize(backbone: Backbone) -> None:
-    """Give the reward model an adapter that is not zero."""
-    generator = torch.Generator().manual_seed(1)
-    for _, parameter in backbone.parameters(Role.REWARD):
+def randomize(backbone: Backbone, role: Role, seed: int = 1) -> None:
+    """Give a role an adapter that is not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in backbone.parameters(role):
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-
-
-class Stopwatch:
-    """CPU seconds of calls since the last look."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same call, with its time counted."""
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            started = time.process_time()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self.seconds += time.process_time() - started
-
-        return counted
-
-    def take(self) -> float:
-        """The seconds, which are forgotten."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
 
 
 def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:

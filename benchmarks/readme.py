@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import figure, judges, pipeline, record, reward_ablation, tables, value_heads
+from benchmarks import evaluation, figure, judges, pipeline, record, reward_ablation, tables, value_heads
 from benchmarks.gpu import tables as gpu_tables
 from lite_align.data.formats import FORMATS
 from lite_align.losses.catalogue import markdown_table
@@ -23,6 +23,7 @@ def formats_table() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "benchmark": tables.section,
     "gpu": lambda: gpu_tables.section(record.RESULTS),
+    "evaluation": evaluation.section,
     "judges": judges.section,
     "pipeline": pipeline.section,
     "reward-ablation": reward_ablation.section,

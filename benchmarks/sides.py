@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from benchmarks.stopwatch import Stopwatch
+
 LITE = "lite-align"
 
 
@@ -82,6 +84,21 @@ def parts(rounds: Sequence[Sequence[float]], episodes: int) -> dict[str, float]:
     return {
         "seconds_per_example": sum(each),
         **{f"{name}_seconds_per_example": seconds for name, seconds in zip(PARTS, each, strict=True)},
+    }
+
+
+COMMAND_PARTS = ("load", "generate", "score", "rest")
+"""Of `eval` and `compare`; the rest is reading, rendering, statistics and writing."""
+
+
+def command_parts(watches: Mapping[str, Stopwatch], whole: Stopwatch, prompts: int) -> dict[str, float]:
+    """CPU seconds a prompt of a command and of its parts, from a stopwatch of each but the rest."""
+    total = whole.take()
+    known = {name: watches[name].take() for name in COMMAND_PARTS[:-1]}
+    seconds = {**known, COMMAND_PARTS[-1]: total - sum(known.values())}
+    return {
+        "seconds_per_example": total / prompts,
+        **{f"{name}_seconds_per_example": value / prompts for name, value in seconds.items()},
     }
 
 

@@ -158,6 +158,11 @@ def make_prompts(model: Path, count: int, *, prompt_tokens: float = PROMPT) -> l
     return [{"prompt": row["prompt"]} for row in make_rows(model, count, prompt_tokens=prompt_tokens)]
 
 
+def runs_beside(rows: str, precision: str) -> Path:
+    """Folder of the runs `a`, `b` and `reward` that belong to a file of rows."""
+    return Path(rows).with_name(f"{Path(rows).stem}-{precision}-runs")
+
+
 def write_rows(path: Path, rows: list[dict]) -> Path:
     """Write rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
