@@ -6,7 +6,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import evaluation, figure, judges, pipeline, record, reward_ablation, tables, value_heads
+from benchmarks import (
+    evaluation,
+    figure,
+    judges,
+    loop,
+    pipeline,
+    record,
+    reward_ablation,
+    tables,
+    value_heads,
+)
 from benchmarks.gpu import tables as gpu_tables
 from lite_align.data.formats import FORMATS
 from lite_align.losses.catalogue import markdown_table
@@ -25,6 +35,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu": lambda: gpu_tables.section(record.RESULTS),
     "evaluation": evaluation.section,
     "judges": judges.section,
+    "loop": loop.section,
     "pipeline": pipeline.section,
     "reward-ablation": reward_ablation.section,
     "value-heads": value_heads.section,

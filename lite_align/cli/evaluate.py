@@ -129,6 +129,9 @@ def promote(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
     why: Why,
     project: Project = Path("project"),
+    start: Annotated[
+        str, typer.Option("--start", metavar="RUN", help="What is current while nothing is promoted.")
+    ] = "base",
     final: Annotated[
         str | None,
         typer.Option(
@@ -181,6 +184,7 @@ def promote(
         limits=Limits(kl=kl),
         who=who,
         why=why,
+        start=start,
     )
     raise typer.Exit(promotion.promote(run, wanted, View(quiet)))
 

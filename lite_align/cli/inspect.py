@@ -30,7 +30,8 @@ def runs(
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="A run, several runs, or a folder of compare.")
+        list[Path],
+        typer.Argument(metavar="RUN…", help="A run, several runs, or a folder of compare or loop."),
     ],
     out: Annotated[
         Path | None,

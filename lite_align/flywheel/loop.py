@@ -14,6 +14,7 @@ from typing import Any
 from lite_align.data import sources
 from lite_align.data.split import prompt_key
 from lite_align.errors import GateFailed, UserError
+from lite_align.evaluate.pages import rounds as page
 from lite_align.flywheel import items, project, promotion, questions, round, rounds, sides
 from lite_align.flywheel.judges.opening import Asked
 from lite_align.flywheel.project import Event, Project
@@ -58,6 +59,12 @@ class Looping:
         """Where the pointer is."""
         named = self.plan.own.recipe.loop.project
         return Path(named) if named else self.root / "project"
+
+    @property
+    def current(self) -> str:
+        """What is current now, as `sides.find` takes it."""
+        known = known_of(self.project)
+        return known.current.run if known and known.current else self.plan.own.recipe.loop.start
 
 
 def loop(plan: Loop, out: Path | None, command: str, view: View, *, dry_run: bool = False) -> int:
@@ -105,7 +112,13 @@ def _rounds(one: Looping, asked: Questions, view: View) -> int:
 def _keep(one: Looping, record: dict[str, Any]) -> None:
     one.records.append(record)
     with files.explained(one.root):
-        content = {"schema": 1, "name": one.plan.name, "rounds": one.records}
+        content = {
+            "schema": 1,
+            "name": one.plan.name,
+            "most": one.plan.own.recipe.loop.rounds,
+            "current": one.current,
+            "rounds": one.records,
+        }
         files.replace(one.root / rounds.FILE, files.dump_json(content, indent=1))
 
 
@@ -113,33 +126,32 @@ def _conclude(one: Looping, view: View) -> None:
     """The rounds, why the loop stopped, and what to type next."""
     recipe = one.plan.own.recipe
     last = one.records[-1]
-    promoted = [record for record in one.records if record["status"] == PROMOTED]
-    now = str(one.root / promoted[-1]["folder"] / "dpo") if promoted else recipe.loop.start
+    promoted = sum(record["status"] == PROMOTED for record in one.records)
     rounds.show(one.plan.name, one.records, view)
-    reached = f"{len(promoted):,} of {recipe.loop.rounds:,} rounds were promoted; {now} is current."
+    reached = f"{promoted:,} of {recipe.loop.rounds:,} rounds were promoted; {one.current} is current."
     stopped = (
         [] if last["status"] == PROMOTED else [f"Round {last['round']}, {last['status']}: {last['why']}."]
     )
     view.section("verdict", reached, *stopped)
-    view.section("saved", f"{one.root / rounds.FILE}")
+    view.section("saved", f"{one.root / rounds.FILE}, {page.write(one.root).name}")
     match last["status"]:
         case "waiting":
             candidates = one.places.folder(f"round-{last['round']}") / "candidates.jsonl"
             label = f"lite-align label {candidates} --pairs {recipe.judge.pairs}"
             view.section("next", f"{label}, then the same command again")
         case "promoted":
-            view.section("next", f"lite-align chat {now}")
+            view.section("next", f"lite-align chat {one.current}")
         case "refused" | "rolled back":
             view.section("next", f"lite-align report {one.root / last['folder'] / 'dpo'}")
         case _:
             pass
-    view.json_record({"schema": 1, "name": one.plan.name, "current": now, "rounds": one.records})
+    view.json_record({"schema": 1, "name": one.plan.name, "current": one.current, "rounds": one.records})
 
 
 def _round(one: Looping, n: int, asked: Questions, view: View) -> dict[str, Any]:
     """What came of a round: from its files if it is decided, else it is run as far as it gets."""
     name = f"round-{n}"
-    known = _known(one.project)
+    known = known_of(one.project)
     for event in known.released if known else ():
         run = Path(event.run)
         own = run.parent.name == name or run.parent.name.startswith(f"{name}-")
@@ -147,7 +159,7 @@ def _round(one: Looping, n: int, asked: Questions, view: View) -> dict[str, Any]
             done = Round(n, one.plan, one.root / run.parent.name, one.project, "")
             view.section("skipped", f"{done.run} is promoted")
             return rounds.record(done, PROMOTED)
-    current = known.current.run if known and known.current else one.plan.own.recipe.loop.start
+    current = one.current
     made_of = inputs(one.plan, n, current, asked)
     folder, begun = one.places.find(name, made_of)
     this = Round(n, one.plan, folder, one.project, current)
@@ -165,7 +177,7 @@ def _round(one: Looping, n: int, asked: Questions, view: View) -> dict[str, Any]
     return rounds.record(this, PROMOTED if round.decide_on(this, steps) else REFUSED)
 
 
-def _known(folder: Path) -> Project | None:
+def known_of(folder: Path) -> Project | None:
     """The project as it is now; None before it begins."""
     if not (folder / project.LOG).is_file():
         return None

@@ -7,7 +7,7 @@ round-1/dpo/               the run, with promotion.json
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,18 @@ from lite_align.errors import GateFailed
 from lite_align.evaluate.agreement import TooFew, agreement, kappa
 from lite_align.evaluate.gates import Limits
 from lite_align.flywheel import agreement as labels
-from lite_align.flywheel import items, judge, promotion, sample
+from lite_align.flywheel import items, judge, promotion, sample, sides
 from lite_align.flywheel.judges.humans import FEWEST_COMMON
 from lite_align.flywheel.judges.opening import Asked
 from lite_align.flywheel.label.command import votes_path
 from lite_align.flywheel.sides import BASE
+from lite_align.model import load
 from lite_align.recipe import PEOPLE, Loop, Resolved, to_dict
+from lite_align.stages import session
 from lite_align.stages.command import CommandOptions
 from lite_align.stages.speaker import Sampling
 from lite_align.stages.training import train
+from lite_align.train.faults import free_memory
 from lite_align.train.record import RECORD, read_record
 from lite_align.view import View
 
@@ -91,6 +94,7 @@ def prepare(one: Round, view: View) -> None:
         return
     one.folder.mkdir(parents=True, exist_ok=True)
     _sample(one, view)
+    free_memory()  # every step loads its base, and plans with what is free
     if one.by_people:
         _require_labels(one)
     else:
@@ -105,6 +109,7 @@ def prepare(one: Round, view: View) -> None:
             remedy="A judge that always ties is none: take another (judge.by), or sample hotter.",
         )
     lint.write_rows(rows, one.pairs)
+    free_memory()
 
 
 def _sample(one: Round, view: View) -> None:
@@ -116,11 +121,17 @@ def _sample(one: Round, view: View) -> None:
         recipe.n,
         drawn,
         out=one.candidates,
-        model=one.plan.dpo.recipe.model.name,
+        model=base_of(one),
         skip=skip,
         prompts=recipe.per_round or None,
     )
     sample.sample(one.current, options, view)
+
+
+def base_of(one: Round) -> str:
+    """Name of the base: that of what is current, or else of the recipe."""
+    known = sides.find(one.current).model
+    return known.name if known else load.choose(one.plan.dpo.recipe.model, device=session.device()).name
 
 
 def seed_of(one: Round) -> int:
@@ -131,6 +142,8 @@ def seed_of(one: Round) -> int:
 def _judge(one: Round, view: View) -> None:
     recipe = one.plan.own.recipe.judge
     asked = judge_of(one.plan, recipe.by)
+    if recipe.by == BASE:
+        asked = replace(asked, model=base_of(one))
     given = judge.JudgeOptions(
         asked, out=one.votes, humans=recipe.humans, pairs=recipe.pairs, force=recipe.force
     )
@@ -138,12 +151,11 @@ def _judge(one: Round, view: View) -> None:
 
 
 def judge_of(plan: Loop, by: str) -> Asked:
-    """A judge, as the loop has it; the base needs to know which base."""
+    """A judge, as the loop has it."""
     recipe = plan.own.recipe.judge
-    model = plan.dpo.recipe.model.name if by == BASE else recipe.model
     reads = by == BASE or "://" in by
     rubric = Path(recipe.rubric) if recipe.rubric and reads else None
-    return Asked(by=by, model=model, rubric=rubric, seed=plan.dpo.recipe.train.seed)
+    return Asked(by=by, model=recipe.model, rubric=rubric, seed=plan.dpo.recipe.train.seed)
 
 
 def _require_labels(one: Round) -> None:
@@ -195,6 +207,7 @@ def learn(one: Round, command: str, view: View) -> None:
         CommandOptions(one.run, resume=one.run.is_dir(), command=command),
         view,
     )
+    free_memory()
 
 
 def decide_on(one: Round, view: View) -> bool:

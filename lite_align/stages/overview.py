@@ -73,13 +73,13 @@ def family(runs: "Sequence[RunSummary]") -> "list[tuple[str, RunSummary]]":
 
 
 def write_report(folders: Sequence[Path], out: Path | None, view: View) -> None:
-    """Write the page of a run, of several side by side, or of a comparison, and say where it is.
+    """Write the page of a run, of several side by side, of a comparison or of a loop, and say where it is.
 
     Raises:
         UserError: a folder cannot be read or is given twice, or there is no place for the page.
     """
     from lite_align.evaluate import report
-    from lite_align.evaluate.pages import compared, side_by_side
+    from lite_align.evaluate.pages import compared, rounds, side_by_side
 
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         what = "is a folder" if out.is_dir() else "is in a folder that does not exist"
@@ -88,6 +88,8 @@ def write_report(folders: Sequence[Path], out: Path | None, view: View) -> None:
         path = side_by_side.write(folders, out)
     elif compared.is_comparison(folders[0]):
         path = compared.write(folders[0], out)
+    elif rounds.is_loop(folders[0]):
+        path = rounds.write(folders[0], out)
     else:
         path = report.write(folders[0], out)
     view.section("saved", str(path))

@@ -21,6 +21,7 @@ from lite_align.stages.command import CommandOptions
 from lite_align.stages.places import Places
 from lite_align.stages.reward_function import located
 from lite_align.stages.training import procedure_of, train
+from lite_align.train.faults import free_memory
 from lite_align.train.record import RECORD, read_record
 from lite_align.view import View
 
@@ -64,6 +65,7 @@ def run(pipeline: Pipeline, command: CommandOptions, view: View) -> Path:
         if not command.dry_run:
             places.note(step.name, place.folder, digest)
         options = replace(command, out=place.folder, resume=place.state == "interrupted")
+        free_memory()  # of the stage before: the plan counts what is free
         found = train(resolved, options, view.step())
         if found is not None:
             folders[step.name] = found

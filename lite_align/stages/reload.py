@@ -4,7 +4,6 @@ Heads that were never saved, or are drawn anew at loading, are the usual way to 
 fails, and the scores are those of chance.
 """
 
-import gc
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from lite_align.model import load
 from lite_align.model.backbone import Backbone, Role
 from lite_align.recipe import RewardRecipe, to_dict
 from lite_align.stages import scoring, session
-from lite_align.train.faults import Shortage, TokenBudget, attempt
+from lite_align.train.faults import Shortage, TokenBudget, attempt, free_memory
 from lite_align.view import View
 
 PAIRS = 16
@@ -75,9 +74,7 @@ def fresh(recipe: RewardRecipe, adapter: Path, answers: Sequence[scoring.Ids]) -
     Raises:
         TrainingStopped: the process failed; holds the end of what it printed.
     """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     order = {
         "recipe": to_dict(recipe),
         "adapter": str(adapter),

@@ -88,10 +88,15 @@ def attempt(work: Callable[[], T]) -> T | Shortage:
             raise
         words = _first_line(error)
     # Not inside the handler: the error holds the frames of the work, and they hold its graph.
+    free_memory()
+    return Shortage(words)
+
+
+def free_memory() -> None:
+    """Free what nothing refers to any more, cycles too, and give it back to the device: before the next model, say."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return Shortage(words)
 
 
 def smaller(passes: Sequence[Size]) -> int | None:

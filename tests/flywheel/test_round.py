@@ -9,6 +9,7 @@ from lite_align.assets import world
 from lite_align.flywheel import round
 from lite_align.flywheel.round import Round
 from lite_align.recipe import Loop, load_loop
+from tests.flywheel.small import Made
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data_samples" / "prompts.jsonl"
 RECIPE = """loop: {name: town, start: runs/sft}
@@ -48,8 +49,20 @@ def test_every_round_draws_other_answers(plan: Loop) -> None:
 def test_judges_get_what_they_read(plan: Loop) -> None:
     reward, base = round.judge_of(plan, "runs/reward"), round.judge_of(plan, "base")
     assert (reward.kind, reward.rubric, reward.model) == ("reward", None, None)
-    assert (base.kind, base.rubric, base.model) == ("base", Path("mine.yaml"), "tiny")
+    assert (base.kind, base.rubric) == ("base", Path("mine.yaml"))
     assert round.judge_of(plan, "http://127.0.0.1:1/v1").rubric == Path("mine.yaml")
+
+
+def test_the_base_is_that_of_what_is_current_or_else_of_the_recipe(
+    plan: Loop, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert round.base_of(of(plan, str(made.first))) == str(made.base)
+    assert round.base_of(of(plan, "base")) == "tiny"
+    file = tmp_path / "auto.yaml"
+    file.write_text(RECIPE.replace("model: {name: tiny}\n", ""))
+    assert round.base_of(of(load_loop(file), str(made.first))) == str(made.base)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert round.base_of(of(load_loop(file), "base")) == "tiny"  # what auto is without a GPU
 
 
 def test_the_promotion_has_the_gates_and_the_judge_of_the_recipe(plan: Loop) -> None:

@@ -1,5 +1,6 @@
 """Errors of a device: which they are, what a failed attempt leaves, and how far a token budget is lowered."""
 
+import gc
 import weakref
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lite_align.train.faults import (
     TokenBudget,
     attempt,
     device_lost,
+    free_memory,
     lost_device_told,
     out_of_memory,
     smaller,
@@ -132,3 +134,20 @@ def test_a_lost_device_says_how_to_go_on():
     assert "--resume --out runs/dpo-1" in told.value.remedy
     with pytest.raises(RuntimeError, match="shapes"), lost_device_told(Path("run")):
         _wrong()
+
+
+def test_memory_in_cycles_is_freed() -> None:
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.own, holder.weight = holder, torch.zeros(8)
+    left = weakref.ref(holder)
+    gc.disable()
+    try:
+        del holder
+        assert left() is not None
+        free_memory()
+        assert left() is None
+    finally:
+        gc.enable()

@@ -44,6 +44,7 @@ READINGS: dict[str, Reading] = {
     "kl": Reading(
         "KL to the reference", "An answer: how far the model has gone from its start; large is a warning."
     ),
+    "kl_start": Reading("KL to the start", "An answer: how far all rounds together have gone."),
     "refusal": Reading(
         "Refusals", "Share of prompts refused: high is right for unsafe ones and wrong for others."
     ),
@@ -79,6 +80,9 @@ READINGS: dict[str, Reading] = {
     ),
     "kappa": Reading("Agreement with people", "Cohen's kappa: 1 is full agreement, 0 is chance.", 0),
     "alpha": Reading("Agreement of annotators", "Krippendorff's alpha: 1 is full agreement, 0 is chance.", 0),
+    "rule": Reading(
+        "Agreement with the rule", "Cohen's kappa of the labels with the rule of the built-in world.", 0
+    ),
 }
 """In the order of a page; other figures follow by name."""
 
