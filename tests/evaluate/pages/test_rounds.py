@@ -55,12 +55,12 @@ def test_rounds_and_figures_are_on_the_page(tmp_path: Path) -> None:
         *(
             "1 of 3 rounds promoted",
             "Current is runs/loop/round-1/dpo.",
-            "Round 2 was refused: win_rate>0.5: failed.",
+            "Round 2 was refused: win_rate&gt;0.5: failed.",
         ),
-        *("1,647", "round 1 160 – 64 % [57 %, 70 %]", "round 2 160 0.64 0.75 [0.7, 0.8]"),
+        *("1,647", "round 1 160 64 % [57 %, 70 %]", "round 2 160 0.64 0.75 [0.7, 0.8]"),
         *("KL to the reference", "Agreement with the rule", "0.38 [0.3, 0.45]"),
     ):
-        assert part.replace(" – ", " ") in text, part
+        assert part in text, part
     assert 'class="card verdict worse"' in page
     assert "Agreement with people" not in text  # it was not measured
     assert "unsafe" not in text  # categories are in the reports of the rounds
