@@ -21,7 +21,7 @@ class Interval:
 
 def percent(share: float, places: int = 0) -> str:
     """A share for reading: 0.784 is "78 %"."""
-    return f"{100 * share:.{places}f} %"
+    return f"{100 * share:z.{places}f} %".replace("-", "−")
 
 
 def bracket(interval: Interval) -> str:

@@ -103,6 +103,7 @@ def test_holm_by_hand() -> None:
 
 def test_shares_for_reading() -> None:
     assert (percent(0.784), percent(0.9984, 1)) == ("78 %", "99.8 %")
+    assert (percent(-0.004), percent(-0.016), percent(-0.0004, 1)) == ("0 %", "−2 %", "0.0 %")
     assert bracket(wilson(24, 40)) == "[45 %, 74 %]"
 
 
