@@ -81,7 +81,9 @@ def unseen(runs: Sequence[Path]) -> list[float]:
 
 def section(folder: Path = record.RESULTS) -> str:
     """The table of the README."""
-    seeds = list(record.load(folder / RESULT.name).get(CASE, {}).get("seeds", {}).values())
+    case = record.load(folder / RESULT.name).get(CASE, {})
+    by_seed, measured_on = case.get("seeds", {}), case.get("machine", {})
+    seeds = list(by_seed.values())
     header = [
         "after round",
         "promoted",
@@ -106,7 +108,7 @@ def section(folder: Path = record.RESULTS) -> str:
         lines.append(f"| {n + 1} | {' | '.join(cells)} |")
     stopped = [
         f"seed {seed}, round {n}: {one['status']} ({one['why']})"
-        for seed, run in record.load(folder / RESULT.name).get(CASE, {}).get("seeds", {}).items()
+        for seed, run in by_seed.items()
         for n, one in enumerate(run["rounds"], 1)
         if one["status"] != rounds.PROMOTED
     ]
@@ -114,8 +116,9 @@ def section(folder: Path = record.RESULTS) -> str:
         f"`python -m benchmarks.loop` on `tiny`, {len(seeds)} seeds: mean (least–most). The reward model labels, and "
         "judges the gate; the last column is of 180 prompts that neither saw."
     )
-    end = f"Stopped: {'; '.join(stopped)}." if stopped else "No round was refused." if seeds else ""
-    return "\n".join([note, "", *lines, "", end]).rstrip() + "\n"
+    end = f"Stopped: {'; '.join(stopped)}." if stopped else "No round was refused."
+    place = f" {measured_on['cpu']}; commit {measured_on['commit']}." if measured_on else ""
+    return "\n".join([note, "", *lines, *(["", f"{end}{place}"] if seeds else [])]) + "\n"
 
 
 def told(values: Sequence[float], digits: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lite_align.evaluate.statistics import Interval, mean, wilson_share
+from lite_align.evaluate.statistics import Interval, mean_of, wilson_share
 
 Better = Literal["higher", "lower", ""]
 """Which way a figure is better; "" where neither is."""
@@ -126,18 +126,18 @@ def measure(
 ) -> Figures:
     """A column as figures of every group that has a value in it.
 
-    What is `counted`, yes or no an answer, gets Wilson's interval, anything else the t interval. A change is that of
-    the prompts which have both.
+    What is `counted`, yes or no an answer, gets Wilson's interval, anything else and every change that of `mean_of`. A
+    change is that of the prompts which have both.
     """
     found: Figures = {}
     for group, rows in places.items():
         values = [value for row in rows if (value := after[row]) is not None]
         if not values:
             continue
-        interval = wilson_share(values) if counted else mean(values)
+        interval = wilson_share(values) if counted else mean_of(values)
         pairs = _pairs(rows, before, after)
         was = sum(b for b, _ in pairs) / len(pairs) if pairs else None
-        change = mean([a - b for b, a in pairs]) if pairs else None
+        change = mean_of([a - b for b, a in pairs]) if pairs else None
         label = f"{name}/{group}" if group else name
         found[label] = Figure(
             interval.value, interval.low, interval.high, interval.count, unit, better, was, change

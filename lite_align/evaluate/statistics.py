@@ -158,6 +158,15 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
     return Interval(statistics.fmean(values), float(ends.low), float(ends.high), len(values))
 
 
+ENOUGH = 30
+"""Values from which the bootstrap covers what it promises; of fewer its intervals are too narrow."""
+
+
+def mean_of(values: Sequence[float]) -> Interval:
+    """Mean of values that may be skewed: with the bootstrap interval, of fewer than `ENOUGH` with the t interval."""
+    return bootstrap_mean(values) if len(values) >= ENOUGH else mean(values)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Values p after Holm's correction for having tested as many, in their order (Holm 1979).
 

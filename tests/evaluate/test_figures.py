@@ -70,3 +70,9 @@ ends = st.floats(-1e6, 1e6, allow_subnormal=False) | st.just(math.inf)
 )
 def test_a_figure_comes_back_from_its_record(figure: Figure) -> None:
     assert Figure.read(json.loads(json.dumps(figure.record(), allow_nan=False))) == figure
+
+
+def test_skewed_columns_get_skewed_intervals() -> None:
+    kl = [0.1] * 30 + [5.0] * 3
+    found = figures.measure("kl", {figures.ALL: range(33)}, kl)["kl"]
+    assert found.high - found.value > 1.3 * (found.value - found.low)

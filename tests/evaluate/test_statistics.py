@@ -15,6 +15,7 @@ from lite_align.evaluate.statistics import (
     correlation,
     holm,
     mean,
+    mean_of,
     percent,
     permutation_test,
     ratio,
@@ -186,3 +187,9 @@ def test_wilson_of_fractions_depends_on_their_mean_and_their_number() -> None:
         assert (found.value, found.low, found.high) == pytest.approx((0.5, expected.low, expected.high))
         assert found.count == 4
     assert wilson_share([]) == wilson(0, 0)
+
+
+def test_means_get_the_bootstrap_where_there_are_enough_values() -> None:
+    skewed = [0.0] * 20 + [1.0] * 8 + [9.0]
+    assert mean_of(skewed) == mean(skewed)
+    assert mean_of([*skewed, 9.0]) == bootstrap_mean([*skewed, 9.0]) != mean([*skewed, 9.0])
