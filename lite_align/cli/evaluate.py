@@ -39,6 +39,16 @@ def eval_(
             "--probes", metavar="FILE", help="Prompts of yours, some with expect: refuse or answer."
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", metavar="NAMES", help="Standard tasks of lm-eval, as arc_easy,piqa."),
+    ] = None,
+    tasks_limit: Annotated[
+        int | None, typer.Option("--tasks-limit", metavar="N", min=1, help="Most questions of a task.")
+    ] = None,
+    tasks_path: Annotated[
+        Path | None, typer.Option("--tasks-path", metavar="DIR", help="YAML files of tasks of yours.")
+    ] = None,
     gate: Gates = None,
     samples: Samples = 1,
     prompts: Prompts = 200,
@@ -55,12 +65,15 @@ def eval_(
 ) -> None:
     """Measure what a run gained and lost on held-out rows and on probes."""
     from lite_align.flywheel import evaluation
+    from lite_align.flywheel.standard_tasks import Tasks
     from lite_align.stages.speaker import Sampling
     from lite_align.view import View
 
     sampling = Sampling(temperature, 1.0, max_tokens, seed)
+    standard = None if tasks is None else Tasks(tuple(tasks.split(",")), tasks_limit, tasks_path)
+    gates = tuple(gate or ())
     wanted = evaluation.Options(
-        data, probes, prompts, samples, sampling, model, out, tuple(gate or ()), options.typed()
+        data, probes, prompts, samples, sampling, model, out, gates, options.typed(), standard
     )
     raise typer.Exit(evaluation.evaluate(run, wanted, View(quiet, json)))
 

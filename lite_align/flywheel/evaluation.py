@@ -12,10 +12,11 @@ from lite_align.errors import UserError
 from lite_align.evaluate import figures, gates, report
 from lite_align.evaluate.figures import Figure, Figures
 from lite_align.evaluate.statistics import signed
-from lite_align.flywheel import gating, questions, sides
+from lite_align.flywheel import gating, questions, sides, standard_tasks
 from lite_align.flywheel.bench import Answer, Bench
 from lite_align.flywheel.questions import Measurable, Questions, expectation
 from lite_align.flywheel.replies import Reply, measure, measure_probes
+from lite_align.flywheel.standard_tasks import Tasks
 from lite_align.losses import ppo
 from lite_align.model.backbone import Role
 from lite_align.stages.rollouts import Asked, Collector
@@ -40,6 +41,7 @@ class Options:
         out: folder of the results; the run's own if None.
         gates: conditions, see `evaluate.gates`.
         command: as typed, for the record.
+        tasks: standard tasks, see `standard_tasks`.
     """
 
     data: str | None
@@ -51,6 +53,7 @@ class Options:
     out: Path | None = None
     gates: tuple[str, ...] = ()
     command: str = ""
+    tasks: Tasks | None = None
 
 
 def evaluate(name: str, options: Options, view: View) -> int:
@@ -68,6 +71,8 @@ def evaluate(name: str, options: Options, view: View) -> int:
     out = options.out or (side.run.folder if side.run is not None else None)
     if out is None:
         raise UserError(f"{name} is no run folder to write to.", remedy="Give --out FOLDER.")
+    if options.tasks is not None:
+        standard_tasks.harness()
     started = time.monotonic()
     given = None if options.data is None else questions.read(options.data, marked=True)
     probes = None if options.probes is None else questions.read(options.probes, marked=True)
@@ -88,6 +93,8 @@ def evaluate(name: str, options: Options, view: View) -> int:
     sampled = [] if given is None else replies_of(given, bench, options.samples, view)
     probed = [] if probes is None else replies_of(probes, bench, 1, view, collector=bench.greedy)
     found |= measure(sampled) | measure_probes(probed)
+    if options.tasks is not None:
+        found |= standard_tasks.measure(options.tasks, bench)
     record = {
         "schema": 1,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
