@@ -4,7 +4,6 @@ A small Llama through the real parts. Every expectation is worked out by hand, s
 seen here without a clock.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters as dynamo
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.counters import DEQUANTISATIONS, PRODUCTS, Operations, saved_bytes
 from lite_align.data import forest
@@ -194,26 +192,3 @@ def test_one_graph_for_each_role(tiny_llama: Path, fresh_compiler: None):
             it.leaf_logps(batch)
     assert dynamo["stats"]["unique_graphs"] == 4
     assert not dynamo["graph_break"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_blocks_make_no_product_twice(tiny_llama: Path, fresh_compiler: None):
-    it = run(tiny_llama, "nf4")
-    plain = profiled(it)
-    it.stage.backbone.blocks.compile(backend="aot_eager_decomp_partition")  # divides graphs as inductor does
-    profiled(it)
-    compiled = profiled(it)
-    assert sum(compiled[f"aten::{name}"] for name in ("mm", "addmm", "bmm")) == sum(
-        plain[f"aten::{name}"] for name in ("mm", "addmm", "bmm")
-    )
-    for name in ("bitsandbytes::gemm_4bit", "bitsandbytes::dequantize_4bit", "lite_align::tiled_attention"):
-        assert compiled[name] == plain[name]
-    assert plain["lite_align::tiled_attention"] == LAYERS
-
-
-def profiled(it: Run) -> Counter[str]:
-    """How often a forward and a backward pass call each operation, those inside of compiled graphs too."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        it.stage.loss(it.batch).total.backward()
-    return Counter({event.key: event.count for event in found.key_averages()})

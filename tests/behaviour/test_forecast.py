@@ -48,7 +48,6 @@ def long_rows(file: Path) -> Path:
     ("model", "quantization", "dtype"),
     [
         ("tiny", "none", "float32"),
-        ("larger", "none", "float32"),
         ("larger", "nf4", "float32"),
     ],
 )

@@ -14,6 +14,7 @@ from lite_align.assets import world
 from lite_align.flywheel import project, promotion
 from lite_align.flywheel.loop import loop
 from lite_align.recipe import load, load_loop
+from lite_align.stages import reload
 from lite_align.stages.command import CommandOptions
 from lite_align.stages.training import train
 from lite_align.view import View
@@ -71,13 +72,17 @@ class Town:
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    """A reward model of thirty steps; that its files give the same scores elsewhere is tested elsewhere."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("town")
     rows = (SAMPLES / "reward_pairs.jsonl").read_text().splitlines()[::4]
     (folder / "pairs.jsonl").write_text("\n".join(rows) + "\n")
-    reward = load("reward", data=str(folder / "pairs.jsonl"), sets=["model.name=tiny", "train.epochs=1"])
-    train(reward, CommandOptions(folder / "reward"), View(json=True, file=io.StringIO()))
+    sets = ["model.name=tiny", "train.epochs=1", "train.eval_steps=99", "train.save_steps=99"]
+    reward = load("reward", data=str(folder / "pairs.jsonl"), sets=sets)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reload, "fresh", lambda *_: None)  # no second process
+        train(reward, CommandOptions(folder / "reward"), View(json=True, file=io.StringIO()))
     recipe = folder / "town.yaml"
     recipe.write_text(
         f"""loop: {{name: town, rounds: {ROUNDS}}}
@@ -86,7 +91,7 @@ judge: {{by: {folder / "reward"}, pairs: 6, force: true}}
 final: {{prompts: {SAMPLES / "probes_tiny.jsonl"}, by: {folder / "reward"}}}
 model: {{name: tiny}}
 loss: {{sft_weight: 1}}
-train: {{epochs: 1, batch_size: 8, learning_rate: 2e-3}}
+train: {{epochs: 1, batch_size: 8, learning_rate: 2e-3, eval_steps: 99, save_steps: 99}}
 """
     )
     yield Town(folder, recipe)

@@ -14,6 +14,7 @@ from lite_align.flywheel import judge, loop, promotion, rounds, sample
 from lite_align.flywheel.bench import Bench
 from lite_align.flywheel.items import read
 from lite_align.flywheel.label.ballot import Ballot
+from lite_align.flywheel.round import Round, Waiting, prepare, worth
 from lite_align.model.backbone import adapter_digest
 from lite_align.recipe import load_loop
 from lite_align.train.engine import Engine
@@ -195,11 +196,13 @@ def judge_of(small: Small) -> str:
 
 def test_labels_of_one_person_are_trained_on_by_force(small: Small) -> None:
     forced = ("judge.by=people", "judge.labels=4", "loop.rounds=1", f"final.by={judge_of(small)}")
-    small.run(*forced)
-    candidates = small.folder / "loop" / "round-1" / "candidates.jsonl"
-    vote_as("ann", candidates, candidates.with_name("candidates.votes.jsonl"), 4)
-    assert small.run(*forced)[0] == 0
-    assert small.rounds()[0]["agreement"]["alpha"]["value"] is None
+    one = Round(1, load_loop(small.recipe, forced), small.folder, small.folder, "base")
+    with pytest.raises(Waiting):
+        prepare(one, View(quiet=True))
+    vote_as("ann", one.candidates, one.votes, 4)
+    prepare(one, View(quiet=True))
+    assert len(one.pairs.read_text().splitlines()) == 4
+    assert worth(one)["alpha"]["value"] is None
 
 
 def test_a_judge_that_never_decides_is_told(small: Small) -> None:
