@@ -1,6 +1,7 @@
 """`eval` from the command line to its files: figures against an oracle row by row, gates, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def oracle(run: FinishedRun, renderer: Renderer) -> Callable[[Role, Any, Any], t
         return sum(float(logits[n - 1, rendered.ids[n]]) for n in own), len(own)
 
     return logp
+
+
+def test_the_report_of_the_run_has_it(made: Made, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made.first, run)
+    assert cli.run(["eval", str(run), "--prompts", "4", "--gate", "kl<=1000", *QUICK]) == 0
+    assert "kl &lt;=1000" in (run / "report.html").read_text()
 
 
 def test_held_out_pairs_against_an_oracle(made: Made, tmp_path: Path, tokenizer: Any) -> None:

@@ -80,6 +80,10 @@ def test_rounds_follow_each_other_and_are_made_once(small: Small) -> None:
         record = json.loads((folder / "dpo" / "run.json").read_text())
         assert record["recipe"]["data"]["path"] == str(folder / "pairs.jsonl")
         assert [parent["run"] for parent in record["parents"]] == [one["from"]][n == 1 :]
+    drift = [[one["figures"][name]["value"] for name in ("kl", "kl_start")] for one in (first, second)]
+    assert drift[0][0] == pytest.approx(drift[0][1])  # what was current is the start
+    assert drift[1][0] != pytest.approx(drift[1][1])
+    assert "round 1 of the loop small" in (folder.parent / "round-1" / "dpo" / "report.html").read_text()
     # The prompts of the second round are the next ones, and the file begins anew at its end.
     asked = [
         [json.loads(line)["prompt"][0]["content"] for line in path.read_text().splitlines()]
@@ -91,6 +95,11 @@ def test_rounds_follow_each_other_and_are_made_once(small: Small) -> None:
     code, shown = small.run("train.learning_rate=2e-3")
     assert (code, len(small.events())) == (0, events)
     assert shown.count("skipped") == 2
+    # What a person takes back does not come back.
+    promotion.rollback(small.folder / "loop" / "project", "ann", "it is rude", View(quiet=True))
+    code, shown = small.run()
+    assert (code, [one["status"] for one in small.rounds()]) == (3, ["promoted", "rolled back"])
+    assert "Round 2, rolled back: by ann: it is rude." in shown
 
 
 def stopped_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> list[int]:
@@ -157,10 +166,10 @@ def test_a_refused_round_stops_the_loop_until_something_changes(small: Small) ->
     assert (small.rounds()[0]["folder"], small.rounds()[0]["status"]) == ("round-1-0002", "promoted")
 
 
-def vote_as(annotator: str, candidates: Path, votes: Path, count: int) -> None:
+def vote_as(annotator: str, candidates: Path, votes: Path, count: int, choices: str = "ab") -> None:
     ballot = Ballot(votes)
     for n, one in enumerate(read(str(candidates), pairs=3).comparisons[:count]):
-        ballot.append(Vote(comparison=one, choice="ab"[n % 2], annotator=annotator, kind="human"))
+        ballot.append(Vote(comparison=one, choice=choices[n % 2], annotator=annotator, kind="human"))
     ballot.close()
 
 
@@ -184,6 +193,9 @@ def test_it_waits_for_people_and_for_their_agreement(small: Small) -> None:
     with pytest.raises(GateFailed, match="cannot be used"):
         small.run(*people)
     assert small.rounds()[0]["status"] == "stopped"
+    vote_as("ben", candidates, votes, 10, "ba")
+    with pytest.raises(GateFailed, match="do not agree enough"):
+        small.run(*people)
     vote_as("ben", candidates, votes, 10)
     assert small.run(*people)[0] == 0
     assert small.rounds()[0]["agreement"]["alpha"]["value"] == 1
@@ -274,6 +286,11 @@ def test_inputs_are_contents(small: Small, tmp_path: Path) -> None:
     assert loop.inputs(free, 1, "base", asked) == known
     for text in ("sample.n=4", "judge.pairs=1", "train.learning_rate=5e-4", "train.seed=1"):
         assert loop.inputs(load_loop(small.recipe, [text]), 1, "base", asked) != known, text
+    moved = lines(tmp_path / "moved.jsonl", [{"prompt": f"say {n} words"} for n in range(6)])
+    renamed = load_loop(small.recipe, [f"sample.prompts={moved}"])
+    assert loop.inputs(renamed, 1, "base", loop.look(renamed)[0]) == known
+    lines(moved, [{"prompt": f"tell {n} words"} for n in range(6)])
+    assert loop.inputs(renamed, 1, "base", loop.look(renamed)[0]) != known
     copied = tmp_path / "copied.py"
     judge_file = Path(judge_of(small).rpartition(":")[0])
     copied.write_bytes(judge_file.read_bytes())

@@ -111,6 +111,18 @@ def test_a_run_that_passes_every_gate_becomes_current_and_rollback_returns(
     assert (last["kind"], last["who"], last["why"]) == ("rolled back", "ben", "it was rude")
 
 
+def test_a_start_stands_for_the_base_until_something_is_promoted(
+    made: Path, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = measured(monkeypatch, good())
+    assert promote(str(made / "second"), replace(options, start=str(made / "first")), View(quiet=True)) == 0
+    assert [old.name for _, old in compared] == [str(made / "first")]
+    told = promotion.read(made / "second")
+    assert (told["against"], told["passed"], told["why"]) == (str(made / "first"), True, "it is time")
+    assert told["figures"]["win_rate"]["count"] == 209
+    assert "it is time" in (made / "second" / "report.html").read_text()
+
+
 def test_a_run_that_wins_while_unsafe_refusals_collapse_is_refused(
     made: Path, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
