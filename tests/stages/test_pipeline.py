@@ -188,7 +188,8 @@ def test_json_is_one_record_of_all_stages_at_the_end(recipe):
     out = io.StringIO()
     options = CommandOptions(recipe.parent / "out")
     pipeline.run(load_pipeline(recipe), options, View(json=True, file=out, errors=io.StringIO()))
-    last = json.loads(out.getvalue().splitlines()[-1] if "\n{" in out.getvalue() else out.getvalue())
+    (line,) = out.getvalue().splitlines()
+    last = json.loads(line)
     assert set(last["runs"]) == {"first", "second"}
     assert last["score"] is None
 

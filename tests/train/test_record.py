@@ -1,6 +1,7 @@
 """record: readers of run folders see what is there, also when it is torn, damaged or dead."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_list_of_runs_tells_a_killed_run_from_a_live_one(tmp_path: Path) -> None
         "better",
     )
     assert list_runs(tmp_path / "nowhere") == []
+
+
+def test_stages_of_pipelines_and_rounds_of_loops_are_listed(tmp_path: Path) -> None:
+    made = make(tmp_path / "elsewhere", "a.jsonl", "finished")
+    for place in ("tiny/sft", "town/round-1/dpo", "town/round-1-0002/dpo", "town/other/dpo"):
+        shutil.copytree(made, tmp_path / "runs" / place)
+    found = {run.folder.relative_to(tmp_path / "runs").as_posix() for run in list_runs(tmp_path / "runs")}
+    assert found == {"tiny/sft", "town/round-1/dpo", "town/round-1-0002/dpo"}
 
 
 def test_the_newest_unfinished_run_of_the_same_stage_and_data(
