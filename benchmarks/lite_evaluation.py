@@ -85,7 +85,7 @@ def run(work: Work, settings: dict[str, Any], out: Path) -> None:
 def measure(work: Work, settings: dict[str, Any]) -> dict[str, float]:
     """One command: CPU seconds a prompt by part, and memory at the peak above the start."""
     import scipy.stats  # noqa: F401  what is imported is counted on neither side
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401  nor this
 
     with tempfile.TemporaryDirectory() as folder, watched() as (watches, tokens):
         held = machine.resident_bytes()

@@ -6,6 +6,7 @@ import pytest
 
 from lite_align.errors import RecipeError
 from lite_align.recipe import DPORecipe, LoopRecipe, is_loop, load_loop
+from lite_align.recipe.loop import GateOptions
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SOUND = """loop: {name: town, rounds: 4, start: runs/sft}
@@ -100,5 +101,9 @@ def test_labels_nobody_has_proved_are_trained_on_only_by_force(written):
 def test_the_loop_of_the_demo_loads():
     found = load_loop(RECIPES / "loop_tiny.yaml")
     assert found.dpo.recipe.model.name == "tiny"
+    complete = load_loop(
+        RECIPES / "loop.yaml", ["sample.prompts=a.jsonl", "final.prompts=b.jsonl", "judge.force=true"]
+    )
+    assert complete.own.recipe.gates == GateOptions()
     assert not is_loop(RECIPES / "dpo.yaml")
     assert not is_loop(RECIPES / "pipeline_tiny.yaml")
